@@ -1,0 +1,42 @@
+# `make demo` and `make test` are all that a newcomer needs; both are safe to repeat.
+PYTHON ?= python3.11
+BIN := .venv/bin
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export RAY_USAGE_STATS_ENABLED := 0
+# Two workers on two cores: one thread each, or they wait for each other.
+export OMP_NUM_THREADS := 1
+
+.PHONY: install demo test test-slow check bench
+
+install: .venv/.installed
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# torch first and by itself: pip then takes the exact pin and never a newer CUDA build.
+# No build isolation: pyradiomics builds from source and needs numpy and versioneer at hand.
+.venv/.installed: pyproject.toml constraints.txt constraints-build.txt | .venv/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -r constraints-build.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/pip check
+	touch $@
+
+demo: install
+	$(BIN)/oncofed-simulate run simulations/studies/demo.toml --out out/demo
+
+test: install
+	$(BIN)/pytest -n 2
+
+test-slow: install
+	$(BIN)/pytest -n 2 -m slow
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 tests/unit
+
+bench: install
+	$(BIN)/python -m oncofed_simulations.bench

@@ -1,0 +1,1 @@
+"""One hospital: read, check, preprocess, train, refuse. Imports `oncofed_shared` only."""

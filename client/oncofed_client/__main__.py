@@ -1,0 +1,102 @@
+"""`oncofed-site`: what a hospital's people run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+
+from oncofed_client.check import check_study, inventory
+from oncofed_client.init import propose_settings, write_settings
+from oncofed_client.settings import (
+    SETTINGS_FILE,
+    SiteSettings,
+    has_settings,
+    load_settings,
+    settings_from_study,
+    settings_from_text,
+)
+from oncofed_client.show import show_check, show_inventory
+from oncofed_shared.errors import ExitCode, OncofedError
+from oncofed_shared.plan import Plan, load
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="oncofed-site",
+    help="One hospital's side of a federated study. No patient's value is ever printed.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Its tracebacks print local variables, and these are patients.
+    pretty_exceptions_enable=False,
+)
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
+
+
+@app.callback()
+def _commands() -> None:
+    """One hospital's side of a federated study."""
+
+
+@app.command()
+def init(folder: Folder) -> None:
+    """Write a commented site.toml for a folder of tables; consent is left to you."""
+    target = write_settings(folder)
+    typer.echo(f"{target} written. Nobody may enter until you fill in [consent].")
+    typer.echo(f"Read it, correct it, then run: oncofed-site check {folder}")
+
+
+@app.command()
+def check(
+    folder: Folder,
+    study: Annotated[
+        Path | None,
+        typer.Option("--study", metavar="STUDY", help="A study; without one, an inventory."),
+    ] = None,
+) -> None:
+    """Say what a folder holds and, with a study, whether that can run here."""
+    console = Console(highlight=False)
+    plan = None if study is None else load(study)
+    settings = _settings(folder, plan)
+    if plan is None:
+        show_inventory(console, inventory(folder, settings))
+        return
+    report = check_study(folder, settings, plan)
+    show_check(console, report)
+    raise typer.Exit(report.exit_code)
+
+
+def _settings(folder: Path, plan: Plan | None) -> SiteSettings:
+    """Find the folder's own settings, or the study's, or what `init` would write."""
+    if has_settings(folder):
+        return load_settings(folder)
+    if plan is not None and plan.simulation.site is not None:
+        return settings_from_study(plan.simulation.site, folder)
+    text = propose_settings(folder)
+    typer.echo(f"No {SETTINGS_FILE} here; going by what `oncofed-site init {folder}` would write.")
+    return settings_from_text(text, f"{folder}: proposed {SETTINGS_FILE}")
+
+
+def main() -> None:
+    """Run the command; a mistake of the user's gives one message and an exit code, no traceback."""
+    try:
+        code = app(standalone_mode=False)
+    except OncofedError as error:
+        sys.stderr.write("".join(f"oncofed-site: {line}\n" for line in error.problems))
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.stderr.write("oncofed-site: interrupted; nothing was left half-written\n")
+        sys.exit(ExitCode.INTERRUPTED)
+    sys.exit(code or 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""What a site has, whether a study can run on it, and what a person should look at first.
+
+Everything here is for the site's own people: counts, names of columns and places in files; no
+patient's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from oncofed_client.advice import study_warnings, table_warnings
+from oncofed_client.cohort import assemble, cannot_run, nobody_consented
+from oncofed_client.consent import allowed_patients
+from oncofed_client.reports import (
+    CheckReport,
+    Inventory,
+    modality_reports,
+    subgroup_counts,
+    table_reports,
+    task_report,
+)
+from oncofed_client.settings import SiteSettings
+from oncofed_client.tables import Problems, Table, load_tables
+from oncofed_shared.errors import DataError, ExitCode, PolicyRefusal
+from oncofed_shared.plan import Plan
+
+__all__ = ["CheckReport", "Inventory", "check_study", "inventory"]
+
+
+def _everybody(tables: Mapping[str, Table]) -> frozenset[str]:
+    return frozenset(p for table in tables.values() for p in table.ids)
+
+
+def _who_may_enter(
+    tables: Mapping[str, Table], settings: SiteSettings, folder: Path, problems: Problems
+) -> tuple[frozenset[str], PolicyRefusal | None]:
+    """Consented patients, and the refusal if there are none.
+
+    With problems in the tables, consent may stand in one of those, and nobody may enter until they
+    are mended.
+    """
+    if problems and settings.consent.given:
+        return frozenset(), None
+    try:
+        allowed = allowed_patients(tables, settings)
+    except PolicyRefusal as refusal:
+        return frozenset(), refusal
+    except DataError as error:
+        problems.take(error)
+        return frozenset(), None
+    return allowed, None if allowed else nobody_consented(folder)
+
+
+def inventory(folder: Path, settings: SiteSettings) -> Inventory:
+    """Say what a folder holds, without a study.
+
+    Raises:
+        DataError: the folder cannot be read. Problems inside its files are part of the inventory.
+    """
+    problems = Problems()
+    tables = load_tables(folder, settings, problems)
+    allowed, refusal = _who_may_enter(tables, settings, folder, problems)
+    return Inventory(
+        site=settings.site.name,
+        folder=str(folder),
+        tables=table_reports(tables, settings),
+        patients=len(_everybody(tables)),
+        may_enter=len(allowed),
+        consent=str(refusal or f"{len(allowed)} patients may enter"),
+        problems=problems.lines(),
+        warnings=tuple(table_warnings(tables)),
+    )
+
+
+def _verdict(
+    problems: Problems, refusal: PolicyRefusal | None, usable: int, minimum: int
+) -> tuple[tuple[str, ...], ExitCode]:
+    """Why it cannot run, and the exit code: wrong files come before a refusal."""
+    reasons = []
+    if problems:
+        reasons.append(f"the files have {len(problems)} problems; they are listed under Problems")
+    if refusal is not None:
+        reasons.append(str(refusal))
+    elif usable < minimum and not problems:
+        reasons.append(f"{usable} patients can take part; the site's policy asks for at least {minimum}")
+    if problems:
+        return tuple(reasons), ExitCode.INPUT
+    return tuple(reasons), ExitCode.REFUSED if reasons else ExitCode.DONE
+
+
+def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport:
+    """Read a folder as a study would and report on it.
+
+    Raises:
+        DataError: the folder cannot be read. Problems inside its files are part of the report.
+    """
+    problems = Problems()
+    tables = load_tables(folder, settings, problems)
+    broken = len(problems) > 0
+    allowed, refusal = _who_may_enter(tables, settings, folder, problems)
+    everybody = _everybody(tables)
+    warnings = table_warnings(tables)
+    # A table that cannot be used would only make everything in it look absent.
+    counted = frozenset() if broken else allowed or everybody
+    assembly = assemble({} if broken else tables, settings, plan, counted, problems)
+    reason = None if broken else cannot_run(assembly, plan, folder)
+    if reason is not None:
+        problems.take(reason)
+    tasks = tuple(task_report(t, assembly.tasks[t], plan) for t in plan.task_names)
+    if not broken:
+        warnings += study_warnings(assembly, tasks, plan, settings)
+    usable = int(np.count_nonzero(assembly.usable))
+    why_not, code = _verdict(problems, refusal, usable, settings.policy.minimum_cohort)
+    return CheckReport(
+        site=settings.site.name,
+        study=plan.study.name,
+        patients=len(everybody),
+        may_enter=len(allowed),
+        counted=len(counted),
+        usable=usable,
+        minimum=settings.policy.minimum_cohort,
+        modalities=() if broken else modality_reports(assembly, plan),
+        tasks=() if broken else tasks,
+        subgroups={} if broken else subgroup_counts(assembly, plan),
+        problems=problems.lines(),
+        warnings=tuple(warnings),
+        why_not=why_not,
+        exit_code=code,
+    )

@@ -1,0 +1,216 @@
+"""A site's own settings: who it is, which tables it has, who consented, what its policy is.
+
+They stand in `site.toml` in the site's folder or, for a simulation over folders that have none, in
+the study's `[simulation.site]`. Every mistake is named with its path, all at once.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from oncofed_shared.errors import ConfigError
+from oncofed_shared.plan import read_toml, validate
+
+__all__ = [
+    "DEFAULT_MISSING",
+    "SETTINGS_FILE",
+    "Consent",
+    "Policy",
+    "SiteHeader",
+    "SiteSettings",
+    "TableSettings",
+    "has_settings",
+    "load_settings",
+    "settings_from_study",
+    "settings_from_text",
+]
+
+SETTINGS_FILE = "site.toml"
+DEFAULT_MISSING = ("", "NA", "[Not Available]", "nan", "NaN", "null")
+
+Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SiteHeader(_Frozen):
+    """Who the site is."""
+
+    name: Name
+
+
+class TableSettings(_Frozen):
+    """One file of the site.
+
+    Attributes:
+        file: relative to the site's folder, .csv or .tsv. A file that does not exist is a table
+            that the site lacks.
+        id: column with the patient's id.
+        rename: the site's column name -> the study's.
+        units: by the study's column name, the unit that the file has.
+        missing: texts that mean "no value"; an empty cell always does.
+        required: a missing file is then an error.
+    """
+
+    file: Text
+    id: Text = "patient_id"
+    rename: dict[str, Text] = {}
+    units: dict[str, Text] = {}
+    missing: tuple[str, ...] = DEFAULT_MISSING
+    required: bool = False
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        path = Path(self.file)
+        problems = []
+        if path.is_absolute() or ".." in path.parts:
+            problems.append("file must lie in the site's folder and be written relative to it")
+        if path.suffix.lower() not in {".csv", ".tsv"}:
+            problems.append("file must be a .csv (commas) or a .tsv (tabs)")
+        if len(set(self.rename.values())) != len(self.rename):
+            problems.append("rename gives two columns the same name")
+        if self.id in self.rename:
+            problems.append("rename must not rename the id column; set `id` to the name in the file")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+class Consent(_Frozen):
+    """Why patients may enter: a column that says it for each, or a basis that covers all.
+
+    Attributes:
+        column, value: only patients whose `column` is exactly `value` enter.
+        table: the table of `column`; without it, any.
+        basis, reference, approved_by: why no consent per patient is needed, where that is written,
+            who decided it.
+    """
+
+    column: Text | None = None
+    value: Text | None = None
+    table: Text | None = None
+    basis: Text | None = None
+    reference: Text | None = None
+    approved_by: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        each = {"column": self.column, "value": self.value}
+        basis = {
+            "basis": self.basis,
+            "reference": self.reference,
+            "approved_by": self.approved_by,
+        }
+        for form in (each, basis):
+            lacking = [k for k, v in form.items() if v is None]
+            if lacking and len(lacking) < len(form):
+                given = ", ".join(k for k in form if k not in lacking)
+                message = f"{given} also needs {', '.join(lacking)}"
+                raise ValueError(message)
+        if self.column is not None and self.basis is not None:
+            message = "give either column and value, or basis, reference and approved_by; not both"
+            raise ValueError(message)
+        if self.table is not None and self.column is None:
+            message = "table goes with column and value"
+            raise ValueError(message)
+        return self
+
+    @property
+    def given(self) -> bool:
+        """Whether any form of consent is stated at all."""
+        return self.column is not None or self.basis is not None
+
+
+class Policy(_Frozen):
+    """What the site allows.
+
+    Attributes:
+        minimum_cohort: fewest patients with whom the site takes part.
+        approve: hashes of the plans that the data officer approved.
+    """
+
+    minimum_cohort: Annotated[int, Field(ge=1)] = 10
+    approve: tuple[Text, ...] = ()
+
+
+class SiteSettings(_Frozen):
+    """All of a `site.toml`."""
+
+    site: SiteHeader
+    tables: Annotated[dict[Name, TableSettings], Field(min_length=1)]
+    consent: Consent = Consent()
+    policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _references(self) -> Self:
+        problems = []
+        if self.consent.table is not None and self.consent.table not in self.tables:
+            problems.append(f"consent.table: no table has this name; there are {', '.join(self.tables)}")
+        files: dict[str, str] = {}
+        for name, table in self.tables.items():
+            other = files.setdefault(table.file, name)
+            if other != name:
+                problems.append(f"tables.{name}.file: is already the file of tables.{other}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def settings_from_text(text: str, where: str) -> SiteSettings:
+    """Parse the text of a `site.toml`.
+
+    Args:
+        text: TOML.
+        where: named in messages.
+
+    Raises:
+        ConfigError: one line per mistake, each with its path.
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: is not valid TOML: {error}") from None
+    return validate(SiteSettings, content, where)
+
+
+def has_settings(folder: Path) -> bool:
+    """Whether a folder has its own `site.toml`; False also for a folder that cannot be read."""
+    return os.path.exists(folder / SETTINGS_FILE)  # noqa: PTH110 - Path.exists raises without rights
+
+
+def load_settings(folder: Path) -> SiteSettings:
+    """Read `site.toml` of a site's folder.
+
+    Raises:
+        ConfigError: it is absent, unreadable or wrong; every mistake at once.
+    """
+    path = folder / SETTINGS_FILE
+    if not has_settings(folder):
+        raise ConfigError(
+            f"{path}: does not exist; write one with `oncofed-site init {folder}`, "
+            "or give a study with [simulation.site]",
+            code="no-settings",
+        )
+    return validate(SiteSettings, read_toml(path), str(path))
+
+
+def settings_from_study(site: dict[str, Any], folder: Path) -> SiteSettings:
+    """Read a study's `[simulation.site]` for one folder; the folder's name is the site's name.
+
+    Args:
+        site: `plan.simulation.site`.
+        folder: the site's folder.
+
+    Raises:
+        ConfigError: one line per mistake, each with its path.
+    """
+    content = {**site, "site": {"name": folder.resolve().name}}
+    return validate(SiteSettings, content, "study: simulation.site")

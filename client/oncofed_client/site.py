@@ -1,0 +1,269 @@
+"""Every decision that one hospital takes: a message in, a message out. No sockets, no Flower, no clock.
+
+`Site.handle` refuses whatever does not belong to an approved plan, reads consent again for every request, and answers with sums
+and counts. What it refuses, it says by a code; the reason with its file and row stays in `Site.journal`, at the site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oncofed_client.cohort import Cohort
+from oncofed_client.training import TrainingSet, local_update
+from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
+from oncofed_shared.features import Preparation, column_sums, prepared_input
+from oncofed_shared.layout import Layout
+from oncofed_shared.losses import predict, targets
+from oncofed_shared.messages import (
+    Describe,
+    Description,
+    Evaluate,
+    Head,
+    Open,
+    Ready,
+    Refusal,
+    Reply,
+    Request,
+    Summarise,
+    Summary,
+    Tables,
+    Train,
+    Trial,
+    Update,
+)
+from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.plan import ClassificationTask, Plan
+from oncofed_shared.ring import encode
+from oncofed_shared.scoring import tabulate
+
+__all__ = ["Session", "Site", "Source", "training_set"]
+
+_PART_CODES = {"train": 0, "validation": 1, "test": 2}
+
+
+class Source(Protocol):
+    """Where a site's cohort comes from."""
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+
+    def cohort(self, plan: Plan) -> Cohort:
+        """The patients who may enter now: consent is read again at every call."""
+
+    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
+        """Part of each patient, (n,): 0 train, 1 validation, 2 test, -1 none. A patient's part never changes in a trial."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What a site keeps of one training run."""
+
+    plan: Plan
+    preparation: Preparation
+    network: FusionNetwork
+    layout: Layout
+    cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
+
+
+def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
+    """The chosen patients of a cohort as tensors in the plan's dtype."""
+    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
+    values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
+    labels = {t: v[rows] for t, v in cohort.labels.items()}
+    return TrainingSet(
+        values=torch.from_numpy(values).to(dtype),
+        seen=torch.from_numpy(seen).to(dtype),
+        goals=targets(plan, labels, preparation.class_weights),
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread and deterministic algorithms, so that the same request gives the same bytes everywhere."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(mode=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(mode=deterministic)
+        if threads != 1:
+            torch.set_num_threads(threads)
+
+
+class Site:
+    """One hospital.
+
+    Args:
+        source: its patients.
+        plans: the plans that its data officer approved, by hash.
+        minimum_cohort: fewest patients with whom it takes part.
+
+    Attributes:
+        journal: problems behind refusals, for the site's own eyes.
+    """
+
+    def __init__(self, source: Source, plans: Mapping[str, Plan], *, minimum_cohort: int) -> None:
+        self.source = source
+        self.plans = plans
+        self.minimum_cohort = minimum_cohort
+        self.journal: list[str] = []
+        self.sessions: dict[str, Session] = {}
+
+    @property
+    def name(self) -> str:
+        """The site's name in the roster."""
+        return self.source.name
+
+    def handle(self, request: Request) -> Reply:
+        """Answer one request.
+
+        Guarantees:
+            - A request of a plan that is not approved is answered with a refusal, whatever it asks.
+            - Only patients whose consent holds now enter.
+            - The answer holds sums and counts over patients, never a row.
+        """
+        try:
+            plan = self.plans.get(request.head.plan_hash)
+            if plan is None:
+                raise PolicyRefusal("the plan is not approved at this site", code="unapproved-plan")
+            with _one_thread():
+                return self._answer(plan, request)
+        except OncofedError as error:
+            self.journal += error.problems
+            return Refusal(
+                head=request.head,
+                site=self.name,
+                code=error.code,
+                text="the site's own journal has the reason",
+            )
+
+    def _answer(self, plan: Plan, request: Request) -> Reply:
+        match request:
+            case Describe(head=head):
+                return self._describe(plan, head)
+            case Summarise(head=head):
+                cohort = self.source.cohort(plan)
+                rows = self._rows(plan, cohort, head.trial, "train")
+                values = {m: v[rows] for m, v in cohort.values.items()}
+                labels = {t: v[rows] for t, v in cohort.labels.items()}
+                sums = column_sums(plan, request.columns, values, cohort.columns, labels)
+                return Summary(head=head, site=self.name, sums=sums)
+            case Open(head=head):
+                preparation = Preparation.from_arrays(plan, request.columns, request.arrays)
+                network = build(plan, preparation.columns, seed=0)
+                self.sessions = {
+                    head.session: Session(
+                        plan=plan,
+                        preparation=preparation,
+                        network=network,
+                        layout=Layout.of(network),
+                    )
+                }
+                return Ready(head=head, site=self.name)
+            case Train():
+                return self._train(request)
+            case Evaluate():
+                return self._evaluate(request)
+
+    def _rows(self, plan: Plan, cohort: Cohort, trial: Trial, part: str) -> NDArray[np.bool_]:
+        if part == "all":
+            return np.ones(len(cohort.patients), dtype=bool)
+        return np.equal(self.source.split(plan, cohort, trial), _PART_CODES[part])
+
+    def admit(self, plan: Plan, trial: Trial) -> tuple[Cohort, NDArray[np.int64]]:
+        """The cohort and its parts, if the site's policy lets it take part.
+
+        Raises:
+            PolicyRefusal: no consent, or fewer patients than the policy asks for.
+            DataError: the files are wrong.
+        """
+        cohort = self.source.cohort(plan)
+        if len(cohort.patients) < self.minimum_cohort:
+            raise PolicyRefusal(
+                f"{len(cohort.patients)} patients can take part; the site's policy asks for at least "
+                f"{self.minimum_cohort}",
+                code="cohort-too-small",
+            )
+        return cohort, self.source.split(plan, cohort, trial)
+
+    def _describe(self, plan: Plan, head: Head) -> Description:
+        cohort, split = self.admit(plan, head.trial)
+        events: dict[str, int] = {}
+        for name, task in plan.tasks.items():
+            labels = cohort.labels[name]
+            if isinstance(task, ClassificationTask):
+                for k in range(len(task.classes)):
+                    events[f"{name}.{k}"] = int(np.count_nonzero(labels == k))
+            else:
+                events[name] = int(np.count_nonzero(labels[:, 1] == 1))
+        return Description(
+            head=head,
+            site=self.name,
+            columns=dict(cohort.columns),
+            parts={p: int(np.count_nonzero(split == c)) for p, c in _PART_CODES.items()}
+            | {"all": len(cohort.patients)},
+            modalities={
+                m: int(np.count_nonzero(~np.isnan(v).all(axis=1))) if v.shape[1] else 0
+                for m, v in cohort.values.items()
+            },
+            events=events,
+        )
+
+    def _session(self, head: Head) -> Session:
+        session = self.sessions.get(head.session)
+        if session is None:
+            raise RemoteProtocolError("this session was never opened here", code="unknown-session")
+        return session
+
+    def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
+        cohort = self.source.cohort(session.plan)
+        cached = session.cache.get(part)
+        if cached is not None and cached[0] is cohort:
+            return cached
+        rows = self._rows(session.plan, cohort, trial, part)
+        data = training_set(session.plan, session.preparation, cohort, rows)
+        session.cache[part] = (cohort, data)
+        return cohort, data
+
+    def _train(self, request: Train) -> Update:
+        session = self._session(request.head)
+        session.layout.check(request.parameters)
+        _, data = self._data(session, request.head.trial, "train")
+        total = local_update(
+            session.plan,
+            session.network,
+            session.layout,
+            data,
+            request.parameters,
+            key=f"{request.head.trial}|{self.name}|{request.round}",
+        )
+        vector = encode(total, session.plan.training.range)
+        return Update(head=request.head, site=self.name, vector=vector)
+
+    def _evaluate(self, request: Evaluate) -> Tables:
+        session = self._session(request.head)
+        session.layout.check(request.parameters)
+        plan, trial, part = session.plan, request.head.trial, request.part
+        cohort, data = self._data(session, trial, part)
+        session.network.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in request.parameters.items()})
+        session.network.eval()
+        with torch.no_grad():
+            predictions = predict(plan, session.network(data.values, data.seen))
+        rows = self._rows(plan, cohort, trial, part)
+        vector = tabulate(
+            plan,
+            predictions,
+            {t: v[rows] for t, v in cohort.labels.items()},
+            {s: v[rows] for s, v in cohort.subgroups.items()},
+            subgroups=request.subgroups,
+        )
+        return Tables(head=request.head, site=self.name, vector=vector)

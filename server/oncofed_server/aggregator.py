@@ -1,0 +1,414 @@
+"""One training run of a plan as a state table: an event in, requests out. No sockets, no Flower, no clock of its own.
+
+    phase      asks            of whom                 when all have answered
+    DESCRIBE   Describe        everybody               SUMMARISE
+    SUMMARISE  Summarise       trainers                OPEN
+    OPEN       Open            everybody               TRAIN
+    TRAIN      Train           trainers                VALIDATE every n rounds, TRAIN, or TEST after the last
+    VALIDATE   Evaluate        evaluators              TRAIN or TEST
+    TEST       Evaluate        evaluators, externals   DONE
+
+A refusal, or silence beyond the deadline and all attempts, takes a site out of the run and is written down; the run goes on with
+the rest. A site whose update is not finite or out of range ends the run, because its next update would be no better.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.features import Preparation, prepare, unite
+from oncofed_shared.layout import Layout
+from oncofed_shared.messages import (
+    Describe,
+    Description,
+    Evaluate,
+    Head,
+    Open,
+    Ready,
+    Refusal,
+    Reply,
+    Request,
+    Summarise,
+    Summary,
+    Tables,
+    Train,
+    Trial,
+    Update,
+)
+from oncofed_shared.network import build
+from oncofed_shared.plan import Plan
+from oncofed_shared.ring import decode
+from oncofed_strategies import ServerState, apply, init
+
+__all__ = ["Aggregator", "Outgoing", "Phase", "Received", "Roster", "Start", "State", "Tick"]
+
+FATAL_CODES = frozenset({"out-of-range", "diverged"})
+
+
+class Phase(enum.Enum):
+    """Where a run stands."""
+
+    DESCRIBE = "describe"
+    SUMMARISE = "summarise"
+    OPEN = "open"
+    TRAIN = "train"
+    VALIDATE = "validate"
+    TEST = "test"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """Begin, or go on after a restart."""
+
+    now: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Received:
+    """A site's reply arrived."""
+
+    now: float
+    reply: Reply
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tick:
+    """Time has passed."""
+
+    now: float
+
+
+Event = Start | Received | Tick
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outgoing:
+    """A request and the site it is for."""
+
+    site: str
+    request: Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roster:
+    """Who does what. `externals` never train; all their patients are scored at the end."""
+
+    trainers: tuple[str, ...]
+    evaluators: tuple[str, ...]
+    externals: tuple[str, ...] = ()
+
+    @property
+    def everybody(self) -> tuple[str, ...]:
+        """All names, each once, in order."""
+        return tuple(dict.fromkeys((*self.trainers, *self.evaluators, *self.externals)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Everything that a run knows; replaced, never changed.
+
+    Attributes:
+        pending: sites whose reply to the current step is awaited.
+        total: running sum of the current round's updates.
+        sums: statistics by site, until all are there.
+        curve: per round the mean training loss, and summed validation tables where there are some.
+        tables: test tables by site.
+        why: the reason of a failure.
+    """
+
+    phase: Phase
+    round: int = 0
+    step: int = 0
+    attempt: int = 0
+    deadline: float = 0.0
+    pending: frozenset[str] = frozenset()
+    server: ServerState | None = None
+    preparation: Preparation | None = None
+    descriptions: Mapping[str, Description] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
+    sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    total: NDArray[np.uint64] | None = None
+    losses: tuple[float, ...] = ()
+    validation: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
+    tables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    why: str = ""
+
+
+class Aggregator:
+    """One training run.
+
+    Args:
+        session: id of the run, new for every run.
+        curves: whether validation is tabulated on the way.
+        state: where to go on; from the start without it.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        roster: Roster,
+        trial: Trial,
+        *,
+        session: str,
+        curves: bool = True,
+        state: State | None = None,
+    ) -> None:
+        self.plan = plan
+        self.roster = roster
+        self.trial = trial
+        self.session = session
+        self.curves = curves
+        self.state = state or State(phase=Phase.DESCRIBE)
+        self._layout: Layout | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further event changes anything."""
+        return self.state.phase in {Phase.DONE, Phase.FAILED}
+
+    @property
+    def layout(self) -> Layout:
+        """Order of the parameters; known once the columns are agreed."""
+        if self._layout is None:
+            if self.state.preparation is None:
+                message = "the columns are not agreed yet"
+                raise RemoteProtocolError(message)
+            network = build(self.plan, self.state.preparation.columns, seed=0)
+            self._layout = Layout.of(network)
+        return self._layout
+
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """The global model as named arrays in the plan's dtype."""
+        if self.state.server is None:
+            message = "there is no model yet"
+            raise RemoteProtocolError(message)
+        return self.layout.arrays(self.state.server.parameters, self.plan.training.dtype)
+
+    def step(self, event: Event) -> list[Outgoing]:
+        """Take one event; return the requests that follow from it."""
+        if self.finished:
+            return []
+        match event:
+            case Start(now=now):
+                # After a restart the sites are given the preparation again; the round under way begins anew.
+                if self.state.server is None:
+                    return self._enter(self.state.phase, now)
+                self.state = replace(self.state, round=len(self.state.losses))
+                return self._enter(Phase.OPEN, now)
+            case Tick(now=now):
+                return self._overdue(now) if now >= self.state.deadline else []
+            case Received(now=now, reply=reply):
+                return self._receive(reply, now)
+
+    # -- asking ---------------------------------------------------------------------------------------------------------------
+
+    def _members(self, phase: Phase) -> tuple[str, ...]:
+        roster = self.roster
+        names = {
+            Phase.DESCRIBE: roster.everybody,
+            Phase.SUMMARISE: roster.trainers,
+            Phase.OPEN: roster.everybody,
+            Phase.TRAIN: roster.trainers,
+            Phase.VALIDATE: roster.evaluators,
+            Phase.TEST: tuple(dict.fromkeys((*roster.evaluators, *roster.externals))),
+        }[phase]
+        return tuple(n for n in names if n not in self.state.excluded)
+
+    def _enter(self, phase: Phase, now: float) -> list[Outgoing]:
+        members = self._members(phase)
+        trainers = [t for t in self.roster.trainers if t not in self.state.excluded]
+        if not trainers or not members:
+            return self._fail("no site is left that could train: " + self._reasons())
+        self.state = replace(
+            self.state,
+            phase=phase,
+            step=self.state.step + 1,
+            attempt=0,
+            pending=frozenset(members),
+            total=None,
+            deadline=now + 60 * self.plan.training.deadline_minutes,
+        )
+        return self._ask(members)
+
+    def _reasons(self) -> str:
+        return "; ".join(f"{s} ({w})" for s, w in self.state.excluded.items()) or "nobody was asked"
+
+    def _ask(self, members: tuple[str, ...]) -> list[Outgoing]:
+        head = Head(
+            session=self.session,
+            step=self.state.step,
+            attempt=self.state.attempt,
+            plan_hash=self.plan.hash,
+            trial=self.trial,
+        )
+        make = self._request(head)
+        return [Outgoing(site=m, request=make(m)) for m in members]
+
+    def _request(self, head: Head) -> Callable[[str], Request]:
+        state = self.state
+        if state.phase is Phase.DESCRIBE:
+            return lambda _: Describe(head=head)
+        if state.phase is Phase.SUMMARISE:
+            columns = unite(self.plan, [state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
+            return lambda _: Summarise(head=head, columns=columns)
+        if state.phase is Phase.OPEN:
+            preparation = self._prepared()
+            opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
+            return lambda _: opening
+        parameters = self.parameters()
+        if state.phase is Phase.TRAIN:
+            train = Train(head=head, round=state.round, parameters=parameters)
+            return lambda _: train
+        test = state.phase is Phase.TEST
+
+        def evaluate(site: str) -> Request:
+            part = "all" if site in self.roster.externals else "test" if test else "validation"
+            return Evaluate(head=head, part=part, subgroups=test, parameters=parameters)
+
+        return evaluate
+
+    def _prepared(self) -> Preparation:
+        if self.state.preparation is None:
+            message = "the sums have not arrived"
+            raise RemoteProtocolError(message)
+        return self.state.preparation
+
+    # -- answers --------------------------------------------------------------------------------------------------------------
+
+    def _receive(self, reply: Reply, now: float) -> list[Outgoing]:
+        state, head = self.state, reply.head
+        late = head.session != self.session or head.step != state.step or head.attempt > state.attempt
+        if late or reply.site not in state.pending:
+            return []
+        if isinstance(reply, Refusal):
+            if reply.code in FATAL_CODES:
+                return self._fail(
+                    f"{reply.site}: {reply.code}: its update is not finite or beyond training.range; "
+                    "lower training.rate or raise training.range"
+                )
+            return self._drop(reply.site, reply.code, now)
+        try:
+            self._absorb(reply)
+        except RemoteProtocolError as error:
+            return self._drop(reply.site, str(error), now)
+        self.state = replace(self.state, pending=self.state.pending - {reply.site})
+        return [] if self.state.pending else self._advance(now)
+
+    def _absorb(self, reply: Reply) -> None:
+        state = self.state
+        match state.phase, reply:
+            case Phase.DESCRIBE, Description():
+                if set(reply.columns) != set(self.plan.modalities):
+                    raise RemoteProtocolError("its modalities are not those of the plan")
+                self.state = replace(state, descriptions={**state.descriptions, reply.site: reply})
+            case Phase.SUMMARISE, Summary():
+                self.state = replace(state, sums={**state.sums, reply.site: reply.sums})
+            case Phase.OPEN, Ready():
+                pass
+            case Phase.TRAIN, Update():
+                if len(reply.vector) != self.layout.size + 2:
+                    raise RemoteProtocolError("its update has another length than the model")
+                total = reply.vector if state.total is None else state.total + reply.vector
+                self.state = replace(state, total=total)
+            case Phase.VALIDATE, Tables():
+                before = state.validation.get(state.round)
+                summed = reply.vector if before is None else before + reply.vector
+                self.state = replace(state, validation={**state.validation, state.round: summed})
+            case Phase.TEST, Tables():
+                self.state = replace(state, tables={**state.tables, reply.site: reply.vector})
+            case _:
+                raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _advance(self, now: float) -> list[Outgoing]:
+        match self.state.phase:
+            case Phase.DESCRIBE:
+                return self._enter(Phase.SUMMARISE, now)
+            case Phase.SUMMARISE:
+                return self._agree(now)
+            case Phase.OPEN:
+                return self._next_round(now)
+            case Phase.TRAIN:
+                return self._finish_round(now)
+            case Phase.VALIDATE:
+                return self._next_round(now)
+            case _:
+                self.state = replace(self.state, phase=Phase.DONE)
+                return []
+
+    def _agree(self, now: float) -> list[Outgoing]:
+        state = self.state
+        sites = [t for t in self.roster.trainers if t in state.sums]
+        columns = unite(self.plan, [state.descriptions[t].columns for t in sites])
+        if not any(columns.values()):
+            return self._fail("no site has a single column that the plan asks for")
+        # Floats add up differently in another order; sorting by name gives one order whoever answers first.
+        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
+        preparation = prepare(self.plan, columns, sums)
+        network = build(self.plan, columns, seed=self.trial.seed)
+        self._layout = Layout.of(network)
+        first = self._layout.flatten({n: p.detach().numpy() for n, p in network.named_parameters()})
+        self.state = replace(state, preparation=preparation, server=init(first), sums={})
+        return self._enter(Phase.OPEN, now)
+
+    def _next_round(self, now: float) -> list[Outgoing]:
+        if self.state.round >= self.plan.training.rounds:
+            return self._enter(Phase.TEST, now)
+        self.state = replace(self.state, round=self.state.round + 1)
+        return self._enter(Phase.TRAIN, now)
+
+    def _finish_round(self, now: float) -> list[Outgoing]:
+        state = self.state
+        if state.total is None or state.server is None:
+            return self._fail("no site answered in this round")
+        total = decode(state.total)
+        patients, loss = total[-2], total[-1]
+        if patients < 1:
+            return self._fail("no site has a training patient")
+        server = apply(self.plan.strategy, state.server, total[:-2] / patients)
+        if not np.all(np.isfinite(server.parameters)):
+            return self._fail("the model diverged; lower training.rate or strategy.rate")
+        self.state = replace(state, server=server, total=None, losses=(*state.losses, float(loss / patients)))
+        every, last = self.plan.training.validate_every, state.round == self.plan.training.rounds
+        has_validation = any(
+            self.state.descriptions[s].parts.get("validation", 0) for s in self._members(Phase.VALIDATE)
+        )
+        if self.curves and has_validation and (state.round % every == 0 or last):
+            return self._enter(Phase.VALIDATE, now)
+        return self._next_round(now)
+
+    # -- going on without a site ------------------------------------------------------------------------------------------------
+
+    def _overdue(self, now: float) -> list[Outgoing]:
+        waiting = tuple(m for m in self._members(self.state.phase) if m in self.state.pending)
+        if self.state.attempt + 1 < self.plan.training.attempts:
+            self.state = replace(
+                self.state,
+                attempt=self.state.attempt + 1,
+                deadline=now + 60 * self.plan.training.deadline_minutes,
+            )
+            return self._ask(waiting)
+        requests: list[Outgoing] = []
+        for site in waiting:
+            requests = self._drop(site, "no answer before the deadline", now)
+        return requests
+
+    def _drop(self, site: str, why: str, now: float) -> list[Outgoing]:
+        self.state = replace(
+            self.state,
+            excluded={**self.state.excluded, site: why},
+            pending=self.state.pending - {site},
+        )
+        return [] if self.state.pending else self._advance(now)
+
+    def _fail(self, why: str) -> list[Outgoing]:
+        self.state = replace(self.state, phase=Phase.FAILED, why=why, pending=frozenset())
+        return []

@@ -1,0 +1,77 @@
+"""A run's state as a file, so that a killed run goes on from its last finished round."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_server.aggregator import Phase, State
+from oncofed_shared.features import Preparation
+from oncofed_shared.messages import Description, Head, Trial
+from oncofed_shared.plan import Plan
+from oncofed_shared.storage import read_arrays, write_arrays
+from oncofed_strategies import ServerState
+
+__all__ = ["load_state", "save_state"]
+
+
+def _prefixed(prefix: str, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write a state between two rounds, or a finished one."""
+    arrays: dict[str, NDArray[Any]] = {}
+    facts: dict[str, Any] = {
+        "phase": state.phase.value,
+        "round": state.round,
+        "step": state.step,
+        "excluded": dict(state.excluded),
+        "losses": list(state.losses),
+        "why": state.why,
+        "descriptions": [dataclasses.asdict(d) for d in state.descriptions.values()],
+        "columns": None,
+    }
+    if state.server is not None:
+        arrays["server.parameters"] = state.server.parameters
+        arrays |= {f"memory.{k}": v for k, v in state.server.memory.items()}
+    if state.preparation is not None:
+        arrays |= {f"preparation.{k}": v for k, v in state.preparation.arrays().items()}
+        facts["columns"] = {m: list(c) for m, c in state.preparation.columns.items()}
+    arrays |= {f"validation.{r}": v for r, v in state.validation.items()}
+    arrays |= {f"tables.{s}": v for s, v in state.tables.items()}
+    write_arrays(path, arrays or {"empty": np.zeros(1)}, facts)
+
+
+def load_state(path: Path, plan: Plan) -> State:
+    """Read a state; `Start` makes an aggregator go on from it."""
+    arrays, facts = read_arrays(path)
+    server = preparation = None
+    if "server.parameters" in arrays:
+        server = ServerState(parameters=arrays["server.parameters"], memory=_prefixed("memory.", arrays))
+    if facts["columns"] is not None:
+        columns = {m: tuple(c) for m, c in facts["columns"].items()}
+        preparation = Preparation.from_arrays(plan, columns, _prefixed("preparation.", arrays))
+    return State(
+        phase=Phase(facts["phase"]),
+        round=facts["round"],
+        step=facts["step"],
+        server=server,
+        preparation=preparation,
+        descriptions={d["site"]: _description(d) for d in facts["descriptions"]},
+        excluded=facts["excluded"],
+        losses=tuple(facts["losses"]),
+        validation={int(r): v for r, v in _prefixed("validation.", arrays).items()},
+        tables=_prefixed("tables.", arrays),
+        why=facts["why"],
+    )
+
+
+def _description(content: dict[str, Any]) -> Description:
+    head = content.pop("head")
+    columns = {m: tuple(c) for m, c in content.pop("columns").items()}
+    return Description(head=Head(**head | {"trial": Trial(**head["trial"])}), columns=columns, **content)

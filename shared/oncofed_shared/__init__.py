@@ -1,0 +1,1 @@
+"""What both sides agree on: the plan, messages, the network, arithmetic, metrics as sums. Imports nothing of ours."""

@@ -1,0 +1,249 @@
+"""From a site's values in the plan's units to what the network reads: transform, scale, mask.
+
+The statistics of scaling are sums over patients, added over sites; the resulting `Preparation` is one value that
+training, evaluation and prediction share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_shared.errors import DataError, RemoteProtocolError
+from oncofed_shared.messages import Arrays, Columns
+from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan
+
+__all__ = ["Preparation", "column_sums", "encoded_columns", "prepare", "prepared_input", "unite"]
+
+Values = NDArray[np.float64]
+MINMAX_SPREAD = 3.0
+"""Without a declared range, min-max scaling maps mean - 3 sd .. mean + 3 sd to 0 .. 1."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preparation:
+    """What a session fixed before training.
+
+    Attributes:
+        columns: encoded column names of each modality, modalities sorted by name.
+        center, spread: (columns,) over all modalities in that order, after the transform.
+        class_weights: per classification task (classes,).
+    """
+
+    columns: Columns
+    center: Values
+    spread: Values
+    class_weights: Mapping[str, Values]
+
+    @property
+    def width(self) -> int:
+        """Number of columns over all modalities."""
+        return sum(len(c) for c in self.columns.values())
+
+    def arrays(self) -> Arrays:
+        """The numbers, by name, for a message or a checkpoint."""
+        weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
+        return {"center": self.center, "spread": self.spread, **weights}
+
+    @classmethod
+    def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays) -> Preparation:
+        """Inverse of `arrays`.
+
+        Raises:
+            RemoteProtocolError: a length does not fit the columns, or a number is not finite.
+        """
+        weights = {k.removeprefix("class_weights."): v for k, v in arrays.items() if "." in k}
+        made = cls(
+            columns={m: columns[m] for m in sorted(columns)},
+            center=arrays["center"],
+            spread=arrays["spread"],
+            class_weights=weights,
+        )
+        ok = (
+            set(columns) == set(plan.modalities)
+            and made.center.shape == made.spread.shape == (made.width,)
+            and np.all(np.isfinite(made.center))
+            and np.all(np.abs(made.spread - 1) < np.inf)
+            and np.all(made.spread > 0)
+        )
+        if not ok:
+            raise RemoteProtocolError("preparation does not fit the plan's modalities")
+        return made
+
+
+def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
+    """Names of a modality's columns as the plan alone fixes them; None where it has patterns."""
+    if modality.columns is None:
+        return None
+    names: list[str] = []
+    for name, column in modality.columns.items():
+        if column.kind == "categorical":
+            names += [f"{name}={category}" for category in column.categories]
+        else:
+            names.append(name)
+    return tuple(names)
+
+
+def unite(plan: Plan, described: Iterable[Columns]) -> Columns:
+    """Agree on columns: those of the plan, or the union of what the sites have, sorted.
+
+    A site that lacks a column has missing values there, never zeros (B-24).
+    """
+    found = list(described)
+    return {
+        name: encoded_columns(modality) or tuple(sorted({c for columns in found for c in columns.get(name, ())}))
+        for name, modality in sorted(plan.modalities.items())
+    }
+
+
+def _transform(values: Values, modality: Modality, name: str) -> Values:
+    if modality.transform == "none":
+        return values
+    if modality.transform == "log":
+        if np.any(values <= -1):
+            raise DataError(
+                f"modality {name}: a value is -1 or less, which transform = 'log' cannot take; use 'signed_log'"
+            )
+        return np.log1p(values)
+    return np.sign(values) * np.log1p(np.abs(values))
+
+
+def _aligned(plan: Plan, columns: Columns, values: Mapping[str, Values], own: Columns) -> Values:
+    """Put a site's values into the agreed column order; (n, columns) with NaN for what it lacks."""
+    n = next(iter(values.values())).shape[0]
+    blocks = []
+    for name in sorted(columns):
+        modality = plan.modalities[name]
+        place = {c: i for i, c in enumerate(columns[name])}
+        block = np.full((n, len(place)), np.nan)
+        pairs = [(place[c], i) for i, c in enumerate(own[name]) if c in place]
+        if pairs:
+            into, out_of = (list(side) for side in zip(*pairs, strict=True))
+            block[:, into] = _transform(values[name][:, out_of], modality, name)
+        if modality.missing == "drop":
+            block[np.isnan(block).any(axis=1)] = np.nan
+        blocks.append(block)
+    return np.concatenate(blocks, axis=1)
+
+
+def column_sums(
+    plan: Plan,
+    columns: Columns,
+    values: Mapping[str, Values],
+    own: Columns,
+    labels: Mapping[str, NDArray[np.float64]],
+) -> Values:
+    """Sums over patients: per column count, sum and sum of squares; per classification task its class counts.
+
+    Args:
+        values: per modality (n, own columns).
+        own: this site's column names per modality.
+        labels: per task (n,) or (n, 2), as in a cohort.
+
+    Returns:
+        (3 * columns + all classes,) floats, additive over sites.
+    """
+    table = _aligned(plan, columns, values, own)
+    seen = ~np.isnan(table)
+    filled = np.where(seen, table, 0.0)
+    parts = [seen.sum(axis=0, dtype=np.float64), filled.sum(axis=0), (filled**2).sum(axis=0)]
+    for name, task in sorted(plan.tasks.items()):
+        if isinstance(task, ClassificationTask):
+            counts = [np.count_nonzero(labels[name] == k) for k in range(len(task.classes))]
+            parts.append(np.asarray(counts, dtype=np.float64))
+    return np.concatenate(parts)
+
+
+def _declared_range(modality: Modality, column: str, name: str) -> Values | None:
+    spec = (modality.columns or {}).get(column)
+    bounds = (spec.range if isinstance(spec, NumericColumn) else None) or modality.range
+    if bounds is None and "=" in column:
+        return np.array([0.0, 1.0])
+    return None if bounds is None else _transform(np.asarray(bounds, np.float64), modality, name)
+
+
+def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
+    """Turn summed statistics into a preparation.
+
+    Z-score: centre = mean, spread = standard deviation (1 for a constant column). Balanced class weights are
+    patients / (classes x patients of the class), as scikit-learn's `balanced`.
+    """
+    width = sum(len(c) for c in columns.values())
+    count, total, squares = (sums[i * width : (i + 1) * width] for i in range(3))
+    safe = np.maximum(count, 1)
+    mean = total / safe
+    variance = np.maximum(squares / safe - mean**2, 0)
+    # A variance below the rounding error of its own computation is that of a constant column.
+    deviation = np.sqrt(np.where(variance > 1e-12 * np.maximum(mean**2, 1e-30), variance, 0))
+    center, spread = np.zeros(width), np.ones(width)
+    start = 0
+    for name in sorted(columns):
+        modality = plan.modalities[name]
+        stop = start + len(columns[name])
+        part = slice(start, stop)
+        if modality.scaling == "zscore":
+            center[part] = mean[part]
+            spread[part] = np.where(deviation[part] > 0, deviation[part], 1)
+        elif modality.scaling == "constants":
+            center[part], spread[part] = modality.center, modality.spread
+        elif modality.scaling == "minmax":
+            for i, column in enumerate(columns[name], start):
+                bounds = _declared_range(modality, column, name)
+                sd = MINMAX_SPREAD * deviation[i]
+                low, high = (mean[i] - sd, mean[i] + sd) if bounds is None else bounds
+                center[i], spread[i] = low, high - low if high > low else 1.0
+        start = stop
+    return Preparation(
+        columns=columns,
+        center=center,
+        spread=spread,
+        class_weights=_class_weights(plan, sums[3 * width :]),
+    )
+
+
+def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:
+    weights: dict[str, Values] = {}
+    chosen = plan.training.class_weights
+    for name, task in sorted(plan.tasks.items()):
+        if not isinstance(task, ClassificationTask):
+            continue
+        k = len(task.classes)
+        own, counts = counts[:k], counts[k:]
+        if chosen == "balanced":
+            weights[name] = np.where(own > 0, own.sum() / (k * np.maximum(own, 1)), 1.0)
+        elif isinstance(chosen, dict) and name in chosen:
+            weights[name] = np.asarray(chosen[name], dtype=np.float64)
+        else:
+            weights[name] = np.ones(k)
+    return weights
+
+
+def prepared_input(
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+) -> tuple[Values, NDArray[np.bool_]]:
+    """Scale a site's values.
+
+    Returns:
+        (n, columns) scaled values with 0 where missing, and (n, columns) what was observed. Under `missing = "impute"`
+        a patient who has the modality at all counts as observed everywhere in it, at the consortium's mean.
+    """
+    table = _aligned(plan, preparation.columns, values, own)
+    seen = ~np.isnan(table)
+    scaled = (table - preparation.center) / preparation.spread
+    start = 0
+    for name in sorted(preparation.columns):
+        modality = plan.modalities[name]
+        stop = start + len(preparation.columns[name])
+        if modality.clip is not None:
+            np.clip(scaled[:, start:stop], -modality.clip, modality.clip, out=scaled[:, start:stop])
+        if modality.missing == "impute":
+            has = seen[:, start:stop].any(axis=1, keepdims=True)
+            mean = 0.5 if modality.scaling == "minmax" else 0.0
+            gap = ~seen[:, start:stop] & has
+            scaled[:, start:stop][gap] = mean
+            seen[:, start:stop] |= has
+        start = stop
+    return np.where(seen, scaled, 0.0), seen

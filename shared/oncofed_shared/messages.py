@@ -1,0 +1,299 @@
+"""Every message that crosses a site's boundary, as a frozen dataclass with a version and bounds.
+
+`to_bytes` and `from_bytes` are the only door: what comes out of `from_bytes` has the declared types, lengths and dtypes, and
+nobody checks it again. A request carries a `Head`; its reply repeats session, step and attempt.
+
+    aggregator -> site      site -> aggregator
+    Describe                Description      which columns and how many patients a site has
+    Summarise               Summary          sums per column, for scaling
+    Open                    Ready            the preparation that training and evaluation use from now on
+    Train                   Update           sum over patients of the update, as ring elements
+    Evaluate                Tables           tables of counts
+                            Refusal          no, with a code
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_shared.errors import RemoteProtocolError
+
+__all__ = [
+    "MAX_BYTES",
+    "PARTS",
+    "VERSION",
+    "Describe",
+    "Description",
+    "Evaluate",
+    "Head",
+    "Message",
+    "Open",
+    "Ready",
+    "Refusal",
+    "Request",
+    "Summarise",
+    "Summary",
+    "Tables",
+    "Train",
+    "Trial",
+    "Update",
+    "from_bytes",
+    "to_bytes",
+]
+
+VERSION = 1
+MAX_BYTES = 1 << 30
+MAX_TEXT = 512
+MAX_ITEMS = 200_000
+PARTS = ("train", "validation", "test", "all")
+_DTYPES = ("float32", "float64", "uint64", "int64")
+
+Arrays = dict[str, NDArray[Any]]
+Columns = dict[str, tuple[str, ...]]
+Counts = dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """Which split of the patients a session uses.
+
+    Attributes:
+        seed: drives the split and the network's first values; public.
+        fold: number of the held-out fold, or -1.
+        resplit: a random split in place of a published one.
+    """
+
+    seed: int
+    fold: int = -1
+    resplit: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """What every request carries.
+
+    Attributes:
+        session: id of one training run of a plan.
+        step: counts the requests of a session.
+        attempt: counts the repetitions of a step.
+        plan_hash: the plan that the request belongs to; a site refuses any that it has not approved.
+    """
+
+    session: str
+    step: int
+    attempt: int
+    plan_hash: str
+    trial: Trial
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Describe:
+    """Ask what a site has."""
+
+    head: Head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a site has: column names by modality; patients by part, by modality, and by task with labels and events."""
+
+    head: Head
+    site: str
+    columns: Columns
+    parts: Counts
+    modalities: Counts
+    events: Counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summarise:
+    """Ask for the sums that scaling needs, over these columns."""
+
+    head: Head
+    columns: Columns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """Sums over the training patients: see `features.Sums` for the order."""
+
+    head: Head
+    site: str
+    sums: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Open:
+    """The preparation of a session: columns, centre and spread of each, class weights."""
+
+    head: Head
+    columns: Columns
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """The site holds the preparation."""
+
+    head: Head
+    site: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Train:
+    """Train for one round from these parameters."""
+
+    head: Head
+    round: int
+    parameters: Arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """Ring elements: patients x change of every parameter, then patients, then the sum of their losses."""
+
+    head: Head
+    site: str
+    vector: NDArray[np.uint64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluate:
+    """Tabulate the predictions of these parameters for one part of the patients."""
+
+    head: Head
+    part: str
+    subgroups: bool
+    parameters: Arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """Counts: see `scoring.Layout` for the order."""
+
+    head: Head
+    site: str
+    vector: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """The site says no. `code` is from a fixed list; `text` never contains anything about a patient."""
+
+    head: Head
+    site: str
+    code: str
+    text: str
+
+
+Request = Describe | Summarise | Open | Train | Evaluate
+Reply = Description | Summary | Ready | Update | Tables | Refusal
+Message = Request | Reply
+_KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
+_ARRAY = 1
+
+
+def _pack_array(value: Any) -> msgpack.ExtType:
+    if not isinstance(value, np.ndarray):
+        message = f"cannot send a {type(value).__name__}"
+        raise TypeError(message)
+    head = msgpack.packb((value.dtype.name, value.shape))
+    return msgpack.ExtType(_ARRAY, head + np.ascontiguousarray(value).tobytes())
+
+
+def _unpack_array(code: int, content: bytes) -> NDArray[Any]:
+    if code != _ARRAY:
+        raise RemoteProtocolError("message holds an unknown extension")
+    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
+    unpacker.feed(memoryview(content)[:256])
+    dtype, shape = unpacker.unpack()
+    if dtype not in _DTYPES or not all(isinstance(s, int) and s >= 0 for s in shape):
+        raise RemoteProtocolError("message holds an array of a kind that is not used here")
+    return np.frombuffer(content, dtype=dtype, offset=unpacker.tell()).reshape(shape)
+
+
+def to_bytes(message: Message) -> bytes:
+    """Serialise a message."""
+    content: bytes = msgpack.packb((VERSION, type(message).__name__, _plain(message)), default=_pack_array)
+    return content
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return [_plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_bytes(content: bytes) -> Message:
+    """Parse a message.
+
+    Raises:
+        RemoteProtocolError: too long, another version, an unknown kind, or a field of the wrong type or size.
+    """
+    if len(content) > MAX_BYTES:
+        raise RemoteProtocolError(f"message of {len(content)} bytes; at most {MAX_BYTES}")
+    try:
+        version, kind, fields = msgpack.unpackb(
+            content,
+            ext_hook=_unpack_array,
+            max_str_len=MAX_TEXT,
+            max_bin_len=0,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+        )
+        message: Message = _parsed(version, kind, fields)
+    except RemoteProtocolError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever hostile bytes provoke is the peer's fault
+        raise RemoteProtocolError(f"message cannot be read ({type(error).__name__})") from None
+    return message
+
+
+def _parsed(version: Any, kind: Any, fields: Any) -> Message:
+    if version != VERSION:
+        raise RemoteProtocolError(f"message of version {version}; this is version {VERSION}")
+    message: Message = _build(_KINDS[kind], fields)
+    return message
+
+
+def _build(kind: type[Any], fields: Any) -> Any:
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    if not isinstance(fields, list) or len(fields) != len(names):
+        raise RemoteProtocolError(f"{kind.__name__} has {len(names)} fields")
+    values = {n: _check(hints[n], v, n) for n, v in zip(names, fields, strict=True)}
+    if kind is Evaluate and values["part"] not in PARTS:
+        raise RemoteProtocolError("Evaluate.part is not one of " + ", ".join(PARTS))
+    return kind(**values)
+
+
+def _check(hint: Any, value: Any, name: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast("type[Any]", hint), value)
+    ok = True
+    if hint in (int, str, bool):
+        ok = type(value) is hint
+    elif hint == Columns:
+        ok = isinstance(value, dict) and all(
+            isinstance(k, str) and isinstance(v, list) and all(isinstance(c, str) for c in v) for k, v in value.items()
+        )
+        value = {k: tuple(v) for k, v in value.items()} if ok else value
+    elif hint == Counts:
+        ok = isinstance(value, dict) and all(isinstance(k, str) and type(v) is int for k, v in value.items())
+    elif hint == Arrays:
+        ok = isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
+    else:
+        wanted = np.dtype(typing.get_args(typing.get_args(hint)[1])[0])
+        ok = isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype == wanted
+    if not ok:
+        raise RemoteProtocolError(f"field {name} has the wrong type")
+    return value

@@ -1,0 +1,210 @@
+"""The shared network, first version: tokens per modality, a small transformer, a linear path, one head per task.
+
+Nothing in it looks at another patient (no batch statistics), every layer gives per-sample gradients, and what a patient lacks
+is masked before and after the tokeniser, so that garbage in an absent value changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's own name
+
+from oncofed_shared.messages import Columns
+from oncofed_shared.plan import Modality, Plan, SurvivalTask, Task, compile_pattern
+
+__all__ = ["FusionNetwork", "build", "outputs", "token_columns"]
+
+
+def token_columns(columns: Columns, modalities: Mapping[str, Modality]) -> dict[str, list[int]]:
+    """Which columns each token reads, as indices into the concatenation over sorted modalities.
+
+    A column that no named pattern matches goes to a token `<modality>.other`.
+    """
+    tokens: dict[str, list[int]] = {}
+    start = 0
+    for name in sorted(columns):
+        names = columns[name]
+        indices = list(range(start, start + len(names)))
+        start += len(names)
+        rule = modalities[name].tokens
+        if not names:
+            continue
+        if rule == "one":
+            tokens[name] = indices
+        elif rule == "columns":
+            for column, index in zip(names, indices, strict=True):
+                tokens.setdefault(f"{name}.{column.split('=')[0]}", []).append(index)
+        elif isinstance(rule, int):
+            parts = min(rule, len(names))
+            for p in range(parts):
+                cut = slice(p * len(names) // parts, (p + 1) * len(names) // parts)
+                tokens[f"{name}.{p}"] = indices[cut]
+        else:
+            for column, index in zip(names, indices, strict=True):
+                family = next(
+                    (f for f, ps in rule.items() if any(compile_pattern(p).fullmatch(column) for p in ps)),
+                    "other",
+                )
+                tokens.setdefault(f"{name}.{family}", []).append(index)
+    return tokens
+
+
+def outputs(task: Task, *, proportional: bool) -> int:
+    """Numbers that a head gives: one logit for two classes, one per class otherwise; one risk, or one per interval."""
+    if isinstance(task, SurvivalTask):
+        return 1 if proportional else task.intervals
+    return 1 if len(task.classes) == 2 else len(task.classes)
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention from plain linear layers (Vaswani et al. 2017), so that per-sample gradients are exact."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """(n, t, width) and (n, t) bool to (n, t, width)."""
+        n, t, width = tokens.shape
+
+        def split(layer: nn.Linear) -> Tensor:
+            heads: Tensor = layer(tokens)
+            return heads.view(n, t, self.heads, width // self.heads).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(
+            split(self.query), split(self.key), split(self.value), attn_mask=present[:, None, None, :]
+        )
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(n, t, width))
+        return out
+
+
+class _Layer(nn.Module):
+    """A pre-norm transformer layer."""
+
+    def __init__(self, width: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_attention, self.norm_feedforward = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = _Attention(width, heads)
+        self.widen, self.narrow = nn.Linear(width, feedforward), nn.Linear(feedforward, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """(n, t, width) to the same."""
+        tokens = tokens + self.dropout(self.attention(self.norm_attention(tokens), present))
+        inner = F.gelu(self.widen(self.norm_feedforward(tokens)))
+        changed: Tensor = tokens + self.dropout(self.narrow(inner))
+        return changed
+
+
+class _Tokeniser(nn.Module):
+    """One token: a linear map of its observed values, plus a learned vector times the share of them that is missing."""
+
+    def __init__(self, columns: int, width: int) -> None:
+        super().__init__()
+        self.values = nn.Linear(columns, width)
+        self.missing = nn.Linear(1, width, bias=False)
+
+    def forward(self, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, columns) scaled values and (n, columns) 0/1 to (n, width) and (n,) presence."""
+        share = seen.mean(dim=1, keepdim=True)
+        present = share[:, 0] > 0
+        token = self.values(values * seen) + self.missing(1 - share)
+        return token * present[:, None], present
+
+
+class FusionNetwork(nn.Module):
+    """Maps a patient's scaled values and their presence to one row of logits per task.
+
+    Attributes:
+        linear: from all columns to all outputs; starts at zero. The transformer's heads start at zero too, so that the
+            first prediction is the baseline for everybody.
+        baselines: per task the bias of each output or interval.
+    """
+
+    def __init__(self, plan: Plan, columns: Columns) -> None:
+        super().__init__()
+        model, training = plan.model, plan.training
+        self.tasks = dict(sorted(plan.tasks.items()))
+        self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
+        self.input_dropout = nn.Dropout(training.input_dropout)
+        total = sum(len(c) for c in columns.values())
+        self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
+        blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
+        self.block = torch.tensor(blocks) if model.block_scaling else None
+        self.baselines = nn.ModuleDict(
+            {
+                n: nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
+                for n, t in self.tasks.items()
+            }
+        )
+        self.indices: list[Tensor] = []
+        self.deep = model.layers > 0
+        if self.deep:
+            self._build_transformer(plan, columns)
+        self._initialise()
+
+    def _build_transformer(self, plan: Plan, columns: Columns) -> None:
+        model, training = plan.model, plan.training
+        tokens = token_columns(columns, plan.modalities)
+        self.indices = [torch.tensor(i) for i in tokens.values()]
+        self.tokenisers = nn.ModuleList(_Tokeniser(len(i), model.width) for i in tokens.values())
+        self.summary = nn.Linear(1, model.width, bias=False)
+        self.layers = nn.ModuleList(
+            _Layer(model.width, model.heads, model.feedforward, training.dropout) for _ in range(model.layers)
+        )
+        self.norm = nn.LayerNorm(model.width)
+        self.heads = nn.Linear(model.width, sum(self.sizes.values()), bias=False)
+
+    def _initialise(self) -> None:
+        zero: list[nn.Module | None] = [self.linear, *self.baselines.values()]
+        if self.deep:
+            zero.append(self.heads)
+        for layer in zero:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight)
+
+    def forward(self, values: Tensor, seen: Tensor) -> dict[str, Tensor]:
+        """Logits per task.
+
+        Args:
+            values: (n, columns) scaled, anything where missing.
+            seen: (n, columns), 1 where observed.
+
+        Returns:
+            Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
+        """
+        values = self.input_dropout(values * seen)
+        raw = values.new_zeros(len(values), sum(self.sizes.values()))
+        if self.linear is not None:
+            blocks = values if self.block is None else values * self.block.to(values.dtype)
+            raw = raw + self.linear(blocks)
+        if self.deep:
+            raw = raw + self.heads(self._summarise(values, seen))
+        one = values.new_ones(len(values), 1)
+        split = torch.split(raw, list(self.sizes.values()), dim=1)
+        return {name: part + self.baselines[name](one) for name, part in zip(self.sizes, split, strict=True)}
+
+    def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
+        one = values.new_ones(len(values), 1)
+        tokens, present = [self.summary(one)], [one[:, 0] > 0]
+        for indices, tokeniser in zip(self.indices, self.tokenisers, strict=True):
+            token, here = tokeniser(values[:, indices], seen[:, indices])
+            tokens.append(token)
+            present.append(here)
+        sequence, mask = torch.stack(tokens, dim=1), torch.stack(present, dim=1)
+        for layer in self.layers:
+            sequence = layer(sequence, mask)
+        summary: Tensor = self.norm(sequence[:, 0])
+        return summary
+
+
+def build(plan: Plan, columns: Columns, seed: int) -> FusionNetwork:
+    """Build the plan's network with first values that the seed alone decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = FusionNetwork(plan, columns)
+    return network.to(torch.float64 if plan.training.dtype == "float64" else torch.float32)

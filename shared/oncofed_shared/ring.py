@@ -1,0 +1,50 @@
+"""Fixed-point integers in a 64-bit ring: what updates are, so that a sum does not depend on its order.
+
+A float is rounded to a multiple of 2**-40 and kept modulo 2**64 in a uint64. Sums of unsigned integers wrap, are
+associative and commutative, and are therefore the same whichever site answers first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_shared.errors import DataError
+
+__all__ = ["FRACTION_BITS", "RING_LIMIT", "STEP", "decode", "encode"]
+
+FRACTION_BITS = 40
+STEP = 2.0**-FRACTION_BITS
+RING_LIMIT = 2.0 ** (63 - FRACTION_BITS) / 2
+"""Largest magnitude that a sum may reach: half of what a signed 64-bit integer holds."""
+
+
+def encode(values: NDArray[np.float64], bound: float) -> NDArray[np.uint64]:
+    """Round to the nearest ring step.
+
+    Args:
+        values: (d,) floats.
+        bound: largest magnitude allowed.
+
+    Guarantees:
+        - |decode(encode(x)) - x| <= STEP / 2 for every coordinate.
+        - A value that is not finite, or larger than `bound`, raises; nothing wraps silently.
+
+    Raises:
+        DataError: a value is out of range. The message does not contain it.
+    """
+    # The comparison is written so that NaN fails it too.
+    if not np.all(np.abs(values) <= bound):
+        count = int(np.size(values) - np.count_nonzero(np.abs(values) <= bound))
+        raise DataError(
+            f"{count} of {np.size(values)} values of an update are not finite or beyond the plan's "
+            f"training.range ({bound:g}); lower the learning rate or raise the range",
+            code="out-of-range",
+        )
+    scaled = np.rint(np.asarray(values, dtype=np.float64) * 2.0**FRACTION_BITS)
+    return scaled.astype(np.int64).view(np.uint64)
+
+
+def decode(total: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Turn a (sum of) ring elements back into floats, (d,) to (d,)."""
+    return total.view(np.int64).astype(np.float64) * STEP

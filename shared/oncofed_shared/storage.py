@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all, and models without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from oncofed_shared.errors import DataError, StorageError
+
+__all__ = ["dump_json", "read_arrays", "write_arrays", "write_whole"]
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, a crash or a full disk sees the old one or the new one, never a part.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full; nothing is left behind.
+    """
+    temporary: str | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from None
+
+
+def dump_json(content: Any) -> bytes:
+    """Readable JSON; a number that is not finite is an error, not an invalid file."""
+    return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+    """Write named arrays and JSON facts as one safetensors file; equal content gives equal bytes."""
+    whole = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    text = json.dumps(facts, sort_keys=True, allow_nan=False)
+    write_whole(path, save_tensors(whole, metadata={"oncofed": text}))
+
+
+def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what `write_arrays` wrote.
+
+    Raises:
+        DataError: the file is missing, damaged or of another kind.
+    """
+    try:
+        content = path.read_bytes()
+        arrays = load_tensors(content)
+        size = int.from_bytes(content[:8], "little")
+        facts = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["oncofed"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        raise DataError(f"{path}: is not a file that oncofed wrote, or it is damaged") from None
+    return arrays, facts

@@ -1,0 +1,143 @@
+"""`oncofed-simulate`: a whole consortium on one machine."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.report import headline
+from oncofed_shared.commands import run_app
+from oncofed_shared.errors import ConfigError
+from oncofed_shared.plan import load
+from oncofed_simulations.flamby import import_flamby
+from oncofed_simulations.run import Options, run_study
+from oncofed_simulations.synthetic import write_cohort
+
+app = typer.Typer(help="A whole consortium on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
+import_app = typer.Typer(
+    help="Bring public data into site folders.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+app.add_typer(import_app, name="import")
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        seeds = tuple(int(s) for s in text.split(","))
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: expected whole numbers with commas, like 0,1,2") from None
+    if len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"--seeds {text}: expected different numbers of at least 0")
+    return seeds
+
+
+@contextmanager
+def _interruption() -> Iterator[list[bool]]:
+    """Ctrl-C asks to stop after the round; a second one stops at once."""
+    asked = [False]
+
+    def ask(signum: int, frame: object) -> None:
+        del signum, frame
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@app.command()
+def run(
+    study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.")],
+    sites: Annotated[Path | None, typer.Option(help="Folder with a folder per hospital.")] = None,
+    external: Annotated[Path | None, typer.Option(help="Hospitals that only test the model.")] = None,
+    out: Annotated[Path, typer.Option(help="Where model and report go.")] = Path("out/run"),
+    seeds: Annotated[str, typer.Option(help="One run per seed, with commas.")] = "0",
+    only: Annotated[str, typer.Option(help="Names of the sites to use, with commas.")] = "",
+    min_patients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
+    ] = None,
+    no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Neither pooled nor alone.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+) -> None:
+    """Train a study over folders of hospital files; write a model and a report."""
+    plan = load(study)
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with _interruption() as asked, progress:
+        bar = progress.add_task("reading sites", total=None)
+
+        def watch(key: str, aggregator: Aggregator) -> None:
+            state = aggregator.state
+            loss = f", loss {state.losses[-1]:.4f}" if state.losses else ""
+            progress.update(bar, advance=1, description=f"{key}: round {state.round}{loss}")
+
+        options = Options(
+            sites=sites,
+            external=external,
+            out=out,
+            seeds=_seeds(seeds),
+            only=tuple(n.strip() for n in only.split(",") if n.strip()),
+            min_patients=min_patients,
+            baselines=not no_baselines,
+            resume=resume,
+            watch=watch,
+            interrupted=lambda: asked[0],
+            announce=lambda rounds: progress.update(bar, total=rounds),
+            command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
+        )
+        result = run_study(plan, options)
+    print(headline(result))
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def cohort(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    sites: Annotated[int, typer.Option(help="Number of hospitals.")],
+    patients: Annotated[int, typer.Option(help="Patients of all hospitals together.")],
+    seed: Annotated[int, typer.Option(help="Same seed, same files.")],
+    formats: Annotated[str, typer.Option(help="What the files look like: tables.")] = "tables",
+) -> None:
+    """Write a synthetic consortium with a known signal in every modality."""
+    if formats != "tables":
+        raise ConfigError(f"--formats {formats}: expected 'tables'")
+    write_cohort(out, sites=sites, patients=patients, seed=seed)
+    print(f"{sites} sites with {patients} patients in {out}")
+
+
+@import_app.command()
+def flamby(
+    source: Annotated[Path, typer.Argument(help="FLamby's fed_tcga_brca folder.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+) -> None:
+    """Make six site folders from FLamby's breast-cancer benchmark."""
+    print(import_flamby(source, out))
+
+
+def main() -> None:
+    """Entry point of `oncofed-simulate`."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Scores from patients' own predictions, by scikit-learn and scikit-survival: beside the released numbers, never released."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import accuracy_score, roc_auc_score
+from sksurv.metrics import concordance_index_censored
+
+from oncofed_client.site import Site, training_set
+from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_shared.losses import predict
+from oncofed_shared.network import build
+from oncofed_shared.plan import Plan, SurvivalTask
+from oncofed_simulations.consortium import Run
+
+__all__ = ["exact_numbers"]
+
+Values = NDArray[np.float64]
+Scored = dict[str, tuple[list[Values], list[Values]]]
+
+
+def _score(plan: Plan, sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
+    """Append predictions and labels of a run's test patients, per task."""
+    preparation = run.state.preparation
+    if preparation is None:
+        return
+    network = build(plan, preparation.columns, seed=0)
+    aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), run.trial, session="", state=run.state)
+    network.load_state_dict({n: torch.from_numpy(a) for n, a in aggregator.parameters().items()})
+    network.eval()
+    for site in sites.values():
+        cohort = site.source.cohort(plan)
+        rows = site.source.split(plan, cohort, run.trial) == 2
+        data = training_set(plan, preparation, cohort, rows)
+        with torch.no_grad():
+            predictions = predict(plan, network(data.values, data.seen))
+        for task, prediction in predictions.items():
+            both = scored.setdefault(task, ([], []))
+            both[0].append(prediction)
+            both[1].append(cohort.labels[task][rows])
+
+
+def _numbers(plan: Plan, task_name: str, predictions: Values, labels: Values) -> dict[str, float]:
+    task = plan.tasks[task_name]
+    if isinstance(task, SurvivalTask):
+        known = ~np.isnan(labels[:, 0])
+        risk = 1 - predictions[known, task.edges.index(task.horizon) - 1]
+        event = labels[known, 1] == 1
+        days = labels[known, 0]
+        # Follow-up beyond the last edge is not modelled, in the tables neither.
+        event, days = event & (days <= task.edges[-1]), np.minimum(days, task.edges[-1])
+        if not event.any():
+            return {}
+        return {"c_index": float(concordance_index_censored(event, days, risk)[0])}
+    known = labels >= 0
+    truth, shown = labels[known], predictions[known]
+    present = np.unique(truth).astype(int)
+    if len(present) < 2:
+        return {}
+    areas = [roc_auc_score(truth == k, shown[:, k]) for k in present]
+    auc = areas[-1] if len(task.classes) == 2 else float(np.mean(areas))
+    return {
+        "auc": float(auc),
+        "accuracy": float(accuracy_score(truth, shown.argmax(axis=1))),
+    }
+
+
+def exact_numbers(plan: Plan, sites: Mapping[str, Site], runs: Sequence[Sequence[Run]]) -> dict[str, dict[str, float]]:
+    """Mean over seeds of the exact scores: {task: {metric: number}}; folds of a seed are scored together.
+
+    Only a simulation can compute them, because only there one process sees every patient.
+    """
+    collected: dict[str, dict[str, list[float]]] = {}
+    for per_seed in runs:
+        scored: Scored = {}
+        for run in per_seed:
+            _score(plan, sites, run, scored)
+        for task, (predictions, labels) in scored.items():
+            found = _numbers(plan, task, np.concatenate(predictions), np.concatenate(labels))
+            for metric, value in found.items():
+                collected.setdefault(task, {}).setdefault(metric, []).append(value)
+    return {t: {m: float(np.mean(v)) for m, v in ms.items()} for t, ms in collected.items()}

@@ -1,0 +1,185 @@
+"""`oncofed-simulate run`: a study over folders of hospitals, with its baselines, to a model and a report."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from oncofed_client.site import Site
+from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_server.report import headline, write_report
+from oncofed_shared.errors import ConfigError, StorageError
+from oncofed_shared.plan import Plan
+from oncofed_shared.storage import dump_json, write_arrays, write_whole
+from oncofed_simulations.consortium import Consortium, Run, open_site
+from oncofed_simulations.folders import site_folders
+from oncofed_simulations.study import Study
+from oncofed_simulations.synthetic import read_settings, write_cohort
+
+__all__ = ["Options", "run_study"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says beside the study.
+
+    Attributes:
+        watch: called after every round with the run's key, the number of runs and the aggregator.
+        interrupted: whether to stop between two rounds.
+    """
+
+    sites: Path | None
+    external: Path | None
+    out: Path
+    seeds: tuple[int, ...] = (0,)
+    only: tuple[str, ...] = ()
+    min_patients: int | None = None
+    baselines: bool = True
+    resume: bool = False
+    watch: Callable[[str, Aggregator], None] = lambda key, aggregator: None
+    interrupted: Callable[[], bool] = lambda: False
+    announce: Callable[[int], None] = lambda rounds: None
+    command: str = ""
+
+
+def run_study(plan: Plan, options: Options) -> dict[str, Any]:
+    """Run a study and write model, result, report and manifest into `options.out`.
+
+    Returns:
+        What `result.json` holds.
+
+    Raises:
+        ConfigError, DataError, PolicyRefusal: input or policy; nothing half-written is left in `out`.
+        Interrupted: stopped by a person; `resume` goes on to the same model.
+    """
+    started = time.monotonic()
+    _claim(plan, options)
+    sites, externals = _open(plan, options)
+    consortium = Consortium(
+        plan=plan,
+        sites=sites,
+        externals=externals,
+        store=options.out / "progress",
+        interrupted=options.interrupted,
+        watch=options.watch,
+    )
+    study = Study(plan, consortium, seeds=options.seeds, baselines=options.baselines)
+    options.announce(study.rounds())
+    released, result = study.train()
+    result["command"] = options.command
+    result["seconds"] = round(time.monotonic() - started, 3)
+    _write(plan, options, released, result)
+    _write_journals(options.out, consortium)
+    shutil.rmtree(options.out / "progress", ignore_errors=True)
+    return result
+
+
+def _claim(plan: Plan, options: Options) -> None:
+    """Take the output folder: a new one, one of an earlier run, or, with `resume`, an unfinished one of this plan."""
+    out, mark = options.out, options.out / "plan.json"
+    facts = dump_json({"plan_hash": plan.hash, "seeds": list(options.seeds)})
+    try:
+        if out.exists() and any(out.iterdir()) and not mark.exists():
+            raise ConfigError(f"{out}: is not empty and is not the output of an earlier run; choose another folder")
+        if options.resume:
+            if not mark.exists():
+                raise ConfigError(f"{out}: there is no run to resume; leave --resume out")
+            if mark.read_bytes() != facts:
+                raise ConfigError(
+                    f"{out}: holds a run of another plan or other seeds; resume with the same study file and "
+                    "--seeds, or choose another folder"
+                )
+            return
+        for name in ("progress", "sites"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for name in ("report.html", "result.json", "model.safetensors", "manifest.json"):
+            (out / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{out}: cannot be used ({error.strerror}); choose another folder") from None
+    write_whole(mark, facts)
+
+
+def _folders(plan: Plan, options: Options) -> list[Path]:
+    if options.sites is not None:
+        return site_folders(options.sites)
+    if plan.simulation.cohort is None:
+        raise ConfigError("the study has no [simulation.cohort]; say where the hospitals are with --sites DIR")
+    settings = read_settings(plan.simulation.cohort)
+    cohort = options.out / "cohort"
+    if not cohort.exists():
+        write_cohort(cohort, **settings.model_dump())
+    return site_folders(cohort)
+
+
+def _open(plan: Plan, options: Options) -> tuple[dict[str, Site], dict[str, Site]]:
+    problems: list[str] = []
+
+    def opened(folders: Sequence[Path]) -> dict[str, Site]:
+        made: dict[str, Site] = {}
+        for folder in folders:
+            state = options.out / "sites" / folder.name
+            try:
+                site = open_site(folder, plan, state=state, minimum=options.min_patients)
+            except ConfigError as error:
+                problems.extend(error.problems)
+                continue
+            if site.name in made:
+                problems.append(f"{folder}: another folder has the same site name '{site.name}'")
+            made[site.name] = site
+        return made
+
+    sites = opened(_folders(plan, options))
+    unknown = sorted(set(options.only) - set(sites))
+    if unknown:
+        problems.append(f"--only: no such site: {', '.join(unknown)}; there are {', '.join(sites)}")
+    externals = opened(site_folders(options.external)) if options.external else {}
+    problems += [f"'{n}' is both a site and external" for n in set(externals) & set(sites)]
+    if problems:
+        raise ConfigError(*problems)
+    if options.only:
+        sites = {n: s for n, s in sites.items() if n in options.only}
+    return sites, externals
+
+
+def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) -> None:
+    out, state = options.out, released.state
+    if state.preparation is None:
+        message = "a finished run has a preparation"
+        raise AssertionError(message)
+    nobody = Roster(trainers=(), evaluators=())
+    parameters = Aggregator(plan, nobody, released.trial, session="", state=state).parameters()
+    arrays = {f"network.{n}": a for n, a in parameters.items()}
+    arrays |= {f"preparation.{n}": a for n, a in state.preparation.arrays().items()}
+    facts = {
+        "format": 1,
+        "study": plan.study.name,
+        "plan_hash": plan.hash,
+        "plan": plan.canonical.decode(),
+        "columns": {m: list(c) for m, c in state.preparation.columns.items()},
+        "seed": released.trial.seed,
+    }
+    write_arrays(out / "model.safetensors", arrays, facts)
+    write_whole(out / "result.json", dump_json(result))
+    write_report(result, out)
+    files = ("model.safetensors", "report.html", "result.json")
+    manifest = {
+        "plan_hash": plan.hash,
+        "command": options.command,
+        "versions": result["versions"],
+        "files": {n: hashlib.sha256((out / n).read_bytes()).hexdigest() for n in files},
+        "headline": headline(result),
+    }
+    write_whole(out / "manifest.json", dump_json(manifest))
+
+
+def _write_journals(out: Path, consortium: Consortium) -> None:
+    """What a site said no to, and why, into that site's own folder."""
+    for name, site in (consortium.sites | consortium.externals).items():
+        if site.journal:
+            text = "\n".join(site.journal) + "\n"
+            write_whole(out / "sites" / name / "journal.txt", text.encode())

@@ -1,0 +1,262 @@
+"""The runs of a study (federated, pooled, alone, re-splits, folds) and what they say together."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from oncofed_server.results import (
+    Numbers,
+    alone_numbers,
+    arm_numbers,
+    binning_errors,
+    drawn,
+    spread,
+)
+from oncofed_shared.errors import OncofedError
+from oncofed_shared.messages import Trial
+from oncofed_shared.metrics import compute
+from oncofed_shared.plan import Plan
+from oncofed_shared.scoring import WHOLE, split_vector
+from oncofed_simulations.consortium import Consortium, Run, SparseTables, could_train
+from oncofed_simulations.exact import exact_numbers
+from oncofed_simulations.pooled import PooledSource
+from oncofed_simulations.reference import reference_tables
+
+__all__ = ["Study"]
+
+PACKAGES = ("oncofed", "torch", "numpy", "flwr", "opacus", "scikit-survival", "scikit-learn")
+UNCHARGED = (
+    "column names and numbers of patients of each site",
+    "sums per column over each site's training patients (scaling, class weights)",
+    "each site's update and mean training loss in every round",
+    "tables of counts (score bin by outcome) of each site, for validation and test",
+)
+RESPLIT_SEEDS = 1000
+Replicates = Sequence[SparseTables]
+
+
+class Study:
+    """A plan, a consortium and seeds.
+
+    Args:
+        baselines: whether pooled and alone models are trained too.
+
+    Attributes:
+        excluded: sites that do not take part, and why.
+    """
+
+    def __init__(self, plan: Plan, consortium: Consortium, *, seeds: Sequence[int], baselines: bool) -> None:
+        self.plan, self.consortium = plan, consortium
+        self.seeds, self.baselines = tuple(seeds), baselines
+        self.excluded = self._preflight()
+        self.sites, self.externals = tuple(consortium.sites), tuple(consortium.externals)
+        self.folds = range(plan.evaluation.folds) if plan.evaluation.folds else (-1,)
+        trials = [trial for per_seed in self._trials() for trial in per_seed]
+        self.trainable = [n for n, site in consortium.sites.items() if all(could_train(plan, site, t) for t in trials)]
+
+    def _preflight(self) -> dict[str, str]:
+        """Ask every site for its cohort once, and leave out those that say no or cannot be read."""
+        excluded: dict[str, str] = {}
+        errors: list[OncofedError] = []
+        trial = Trial(seed=self.seeds[0])
+        for group in (self.consortium.sites, self.consortium.externals):
+            for name, site in list(group.items()):
+                try:
+                    site.admit(self.plan, trial)
+                except OncofedError as error:
+                    errors.append(error)
+                    excluded[name] = "; ".join(error.problems[:3])
+                    del group[name]
+        if not self.consortium.sites:
+            worst = max(errors, key=lambda e: e.exit_code)
+            lines = [f"{n}: {w}" for n, w in excluded.items()]
+            raise type(worst)("no site can take part:", *lines, code=worst.code)
+        return excluded
+
+    def _trials(self) -> list[list[Trial]]:
+        """Per seed, its folds or its one split."""
+        return [[Trial(seed=s, fold=f) for f in self.folds] for s in self.seeds]
+
+    def _resplit_trials(self) -> list[list[Trial]]:
+        count = self.plan.evaluation.resplits
+        return [[Trial(seed=RESPLIT_SEEDS + i, resplit=True)] for i in range(count)]
+
+    def rounds(self) -> int:
+        """Rounds of all runs together, for the progress display."""
+        per_seed, resplits = len(self.folds) * len(self.seeds), self.plan.evaluation.resplits
+        runs = per_seed + bool(self.plan.evaluation.folds) + resplits
+        if self.baselines:
+            runs += per_seed * (1 + len(self.trainable)) + resplits
+        return runs * self.plan.training.rounds
+
+    def train(self) -> tuple[Run, dict[str, Any]]:
+        """Run everything.
+
+        Returns:
+            The run whose model is released, and `result.json` but for seconds and command.
+        """
+        consortium, plan = self.consortium, self.plan
+        federated = _each(consortium.federated, self._trials())
+        released = federated[0][0]
+        if plan.evaluation.folds:
+            # No fold is number k of k: the released model has learned from everybody.
+            released = consortium.federated(Trial(seed=self.seeds[0], fold=plan.evaluation.folds))
+        runs = {"federated": federated}
+        arms: dict[str, Numbers] = {}
+        if self.baselines:
+            runs["pooled"] = _each(consortium.pooled, self._trials())
+            arms["alone"] = self._alone()
+        return released, self._result(runs, arms)
+
+    def _alone(self) -> Numbers:
+        tables = {
+            name: _replicates(_each(partial(self.consortium.alone, name), self._trials())) for name in self.trainable
+        }
+        return alone_numbers(self.plan, tables, self.sites)
+
+    def _result(self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers]) -> dict[str, Any]:
+        plan = self.plan
+        replicates: dict[str, Replicates] = {a: _replicates(r) for a, r in runs.items()}
+        for arm, tables in replicates.items():
+            arms[arm] = arm_numbers(plan, tables, self.sites, self.externals)
+            exact = exact_numbers(plan, self.consortium.sites, runs[arm])
+            for task, metrics in arms[arm].items():
+                for metric, entry in metrics.items():
+                    entry["exact"] = exact.get(task, {}).get(metric)
+        references = {n: self._reference(n, self._trials()) for n in plan.evaluation.reference}
+        numbers = {n: arm_numbers(plan, t, self.sites, self.externals) for n, t in references.items()}
+        if references:
+            first = str(plan.evaluation.main_reference)
+            arms["reference"], replicates["reference"] = numbers[first], references[first]
+        figures = {a: drawn(plan, t, self.sites) for a, t in replicates.items()}
+        main = [run for per_seed in runs["federated"] for run in per_seed]
+        tasks = _by_arm(arms)
+        return {
+            "study": plan.study.name,
+            "purpose": plan.study.purpose,
+            "plan_hash": plan.hash,
+            "plan": plan.model_dump(mode="json", exclude={"simulation"}),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": {p: importlib.metadata.version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            "seeds": list(self.seeds),
+            "bytes_up": sum(r.bytes_up for r in main),
+            "bytes_down": sum(r.bytes_down for r in main),
+            "rounds": [entry for run in main for entry in self._curve(run)],
+            "uncharged": list(UNCHARGED),
+            "sites": self._site_rows(main[0]),
+            "excluded": [{"name": n, "why": w} for n, w in (self.excluded | dict(main[0].state.excluded)).items()],
+            "tasks": {t: tasks[t] for t in plan.task_names},
+            "references": numbers,
+            "binning_error": binning_errors(plan, replicates["federated"][0], self.sites),
+            "figures": {t: {a: f[t] for a, f in figures.items() if t in f} for t in plan.task_names},
+            "resplits": self._resplits(),
+            "folds": self._fold_spread(runs),
+        }
+
+    def _reference(self, name: str, trials: Sequence[Sequence[Trial]]) -> list[SparseTables]:
+        """Test tables of a reference model, one per inner list, added over its trials."""
+        members = (*self.consortium.sites.values(), *self.consortium.externals.values())
+        pooled = PooledSource([s.source for s in members])
+        return [
+            _sum([SparseTables(reference_tables(self.plan, pooled, t, name, self.externals)) for t in per_seed])
+            for per_seed in trials
+        ]
+
+    def _resplits(self) -> dict[str, Any]:
+        """The same on random splits: a published test set may be small and lucky."""
+        trials = self._resplit_trials()
+        if not trials:
+            return {}
+        arms = {"federated": _replicates(_each(self.consortium.federated, trials))}
+        if self.baselines:
+            arms["pooled"] = _replicates(_each(self.consortium.pooled, trials))
+        for name in self.plan.evaluation.reference:
+            main = name == self.plan.evaluation.main_reference
+            arms["reference" if main else name] = self._reference(name, trials)
+        return _by_arm({a: spread(self.plan, t, self.sites, "per_split") for a, t in arms.items()})
+
+    def _fold_spread(self, runs: Mapping[str, list[list[Run]]]) -> dict[str, Any]:
+        if not self.plan.evaluation.folds:
+            return {}
+        each = {a: [run.tables for per_seed in r for run in per_seed] for a, r in runs.items()}
+        return _by_arm({a: spread(self.plan, t, self.sites, "per_fold") for a, t in each.items()})
+
+    def _curve(self, run: Run) -> list[dict[str, Any]]:
+        rounds = len(run.state.losses)
+        entries = []
+        for i, loss in enumerate(run.state.losses, 1):
+            entry: dict[str, Any] = {
+                "seed": run.trial.seed,
+                "round": i,
+                "train_loss": loss,
+                "seconds": run.seconds / rounds,
+                "bytes_up": run.bytes_up // rounds,
+                "bytes_down": run.bytes_down // rounds,
+                "validation": {},
+            }
+            if run.trial.fold >= 0:
+                entry["fold"] = run.trial.fold
+            table = run.state.validation.get(i)
+            if table is not None:
+                whole = split_vector(self.plan, table, subgroups=False)[WHOLE]
+                entry["validation"] = {
+                    t: compute(self.plan.tasks[t], self.plan.evaluation, v) for t, v in whole.items()
+                }
+            entries.append(entry)
+        return entries
+
+    def _site_rows(self, run: Run) -> list[dict[str, Any]]:
+        rows = []
+        for name in (*self.sites, *self.externals):
+            described = run.state.descriptions.get(name)
+            if described is None:
+                continue
+            parts = described.parts
+            rows.append(
+                {
+                    "name": name,
+                    "patients": parts["all"],
+                    "train": parts["train"],
+                    "validation": parts["validation"],
+                    "test": parts["test"],
+                    "modalities": dict(described.modalities),
+                    "events": dict(described.events),
+                    "epsilon": None,
+                    "delta": None,
+                    "trained": name in self.sites and name not in run.state.excluded,
+                    "external": name in self.externals,
+                }
+            )
+        return rows
+
+
+def _each(run: Callable[[Trial], Run], trials: Sequence[Sequence[Trial]]) -> list[list[Run]]:
+    return [[run(trial) for trial in per_seed] for per_seed in trials]
+
+
+def _sum(tables: Sequence[SparseTables]) -> SparseTables:
+    total = tables[0]
+    for other in tables[1:]:
+        total = total + other
+    return total
+
+
+def _replicates(runs: Sequence[Sequence[Run]]) -> list[SparseTables]:
+    """Tables by site for every seed, added over folds."""
+    return [_sum([run.tables for run in per_seed]) for per_seed in runs]
+
+
+def _by_arm(arms: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """{arm: {task: {metric: x}}} to {task: {metric: {arm: x}}}."""
+    made: dict[str, Any] = {}
+    order = ("federated", "pooled", "alone", "reference")
+    for arm in sorted(arms, key=lambda a: (order.index(a) if a in order else len(order), a)):
+        for task, metrics in arms[arm].items():
+            for metric, entry in metrics.items():
+                made.setdefault(task, {}).setdefault(metric, {})[arm] = entry
+    return made
