@@ -49,7 +49,7 @@ def _listed(names: tuple[str, ...]) -> str:
 def _task_warnings(report: TaskReport, labels: TaskLabels, rare: int) -> list[str]:
     where = f"task {report.name}"
     if report.absent:
-        return [f"{where}: no table has {_listed(report.absent)}; nobody has this label here"]
+        return [f"{where}: the site has no {_listed(report.absent)}; nobody has this label here"]
     warnings = []
     if labels.incomplete:
         warnings.append(f"{where}: {labels.incomplete} patients have only one of time and event, so no label")

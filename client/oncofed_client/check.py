@@ -81,7 +81,8 @@ def _verdict(
     """Why it cannot run, and the exit code: wrong files come before a refusal."""
     reasons = []
     if problems:
-        reasons.append(f"the files have {len(problems)} problems; they are listed under Problems")
+        count = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
+        reasons.append(f"the files have {count}, listed under Problems")
     if refusal is not None:
         reasons.append(str(refusal))
     elif usable < minimum and not problems:
@@ -106,7 +107,7 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport
     # A table that cannot be used would only make everything in it look absent.
     counted = frozenset() if broken else allowed or everybody
     assembly = assemble({} if broken else tables, settings, plan, counted, problems)
-    reason = None if broken else cannot_run(assembly, plan, folder)
+    reason = None if broken else cannot_run(assembly, plan, tables, folder)
     if reason is not None:
         problems.take(reason)
     tasks = tuple(task_report(t, assembly.tasks[t], plan) for t in plan.task_names)

@@ -134,24 +134,32 @@ def assemble(
     )
 
 
-def cannot_run(assembly: Assembly, plan: Plan, folder: Path) -> DataError | None:
+def cannot_run(assembly: Assembly, plan: Plan, tables: Mapping[str, Table], folder: Path) -> DataError | None:
     """Say why a study cannot run on these files: no main label, or no published split."""
+    task, split = plan.tasks[plan.main_task], plan.evaluation.split
     absent = assembly.tasks[plan.main_task].absent
     if absent:
-        return DataError(
-            f"{folder}: no table has the column {' or '.join(repr(c) for c in absent)}, the label "
-            f"of the study's main task '{plan.main_task}'; add it, or map the site's name to it "
-            f"under tables.<name>.rename in {SETTINGS_FILE}",
-            code="no-label",
-        )
-    split = plan.evaluation.split
+        what = f"the label of the study's main task '{plan.main_task}'"
+        return DataError(f"{folder}: {_lacks(tables, absent, task.table)}, {what}{_REMEDY}", code="no-label")
     if isinstance(split, SplitColumn) and assembly.split is None:
-        return DataError(
-            f"{folder}: no table has the column '{split.column}', the study's published split; "
-            f"add it, or map the site's name to it under tables.<name>.rename in {SETTINGS_FILE}",
-            code="no-split",
-        )
+        lacks = _lacks(tables, (split.column,), split.table)
+        return DataError(f"{folder}: {lacks}, the study's published split{_REMEDY}", code="no-split")
     return None
+
+
+_REMEDY = f"; add it, or map the site's own names to the study's in {SETTINGS_FILE}"
+
+
+def _lacks(tables: Mapping[str, Table], columns: tuple[str, ...], table: str | None) -> str:
+    """Say which columns are absent, and where else they are."""
+    names = " and ".join(f"'{c}'" for c in columns)
+    if table is None:
+        return f"no table has the column {names}"
+    elsewhere = [f"'{n}'" for n, t in tables.items() if set(columns) <= set(t.columns)]
+    hint = f" (but {' and '.join(elsewhere)} has it)" if elsewhere else ""
+    if table in tables:
+        return f"the table '{table}' has no column {names}{hint}"
+    return f"there is no table '{table}' with the column {names}{hint}"
 
 
 def read_cohort(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
@@ -173,7 +181,7 @@ def read_cohort(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
         raise nobody_consented(folder)
     assembly = assemble(tables, settings, plan, allowed, problems)
     problems.raise_if_any()
-    reason = cannot_run(assembly, plan, folder)
+    reason = cannot_run(assembly, plan, tables, folder)
     if reason is not None:
         raise reason
     return assembly.cohort(settings.site.name)

@@ -207,8 +207,6 @@ def read_modality(
     """Read one modality for the given patients.
 
     Args:
-        tables: the site's tables.
-        modality: what the plan says of it.
         patients: (n,) ids, in the order of the result.
         reserved: columns that patterns must not read.
         problems: notes every value that is not what the plan declares.
@@ -216,10 +214,8 @@ def read_modality(
     Returns:
         The block; (n, 0) when the site has none of the columns.
     """
-    if modality.columns is None:
-        places = _matching(tables, modality, reserved, problems)
-    else:
-        places = _named(tables, modality, problems)
+    named = modality.columns is not None
+    places = _named(tables, modality, problems) if named else _matching(tables, modality, reserved, problems)
     specs = modality.columns or {}
     plain = [p for p in places if not isinstance(specs.get(p[0]), _Declared)]
     numeric = _numeric(plain, modality, patients, problems)
@@ -238,12 +234,10 @@ def read_modality(
     block = np.concatenate(parts, axis=1) if parts else np.empty((len(patients), 0))
     absent = tuple(c for c in specs if c not in dict(places))
     seen = ~np.isnan(block)
-    if modality.missing == "drop":
-        present = np.asarray(seen.all(axis=1))
-        if absent or not names:
-            present = np.zeros(len(patients), dtype=bool)
-    else:
-        present = np.asarray(seen.any(axis=1))
+    whole = modality.missing == "drop"
+    present = np.asarray(seen.all(axis=1) if whole else seen.any(axis=1))
+    if not names or (whole and absent):
+        present = np.zeros(len(patients), dtype=bool)
     return Block(
         values=np.ascontiguousarray(block),
         columns=tuple(names),

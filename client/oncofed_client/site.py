@@ -6,8 +6,7 @@ and counts. What it refuses, it says by a code; the reason with its file and row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.training import TrainingSet, local_update
+from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, column_sums, prepared_input
 from oncofed_shared.layout import Layout
@@ -41,7 +41,7 @@ from oncofed_shared.messages import (
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.ring import encode
-from oncofed_shared.scoring import tabulate
+from oncofed_shared.scoring import sparse, tabulate
 
 __all__ = ["Session", "Site", "Source", "training_set"]
 
@@ -85,20 +85,6 @@ def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDA
     )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread and deterministic algorithms, so that the same request gives the same bytes everywhere."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(mode=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(mode=deterministic)
-        if threads != 1:
-            torch.set_num_threads(threads)
-
-
 class Site:
     """One hospital.
 
@@ -135,7 +121,7 @@ class Site:
             plan = self.plans.get(request.head.plan_hash)
             if plan is None:
                 raise PolicyRefusal("the plan is not approved at this site", code="unapproved-plan")
-            with _one_thread():
+            with one_thread():
                 return self._answer(plan, request)
         except OncofedError as error:
             self.journal += error.problems
@@ -266,4 +252,5 @@ class Site:
             {s: v[rows] for s, v in cohort.subgroups.items()},
             subgroups=request.subgroups,
         )
-        return Tables(head=request.head, site=self.name, vector=vector)
+        cells, counts = sparse(vector)
+        return Tables(head=request.head, site=self.name, size=len(vector), cells=cells, counts=counts)

@@ -96,6 +96,21 @@ def _parsed(block: NDArray[np.object_]) -> NDArray[np.float64]:
     return np.array(slow, dtype=np.float64).reshape(block.shape)
 
 
+def _complaint(table: Table, wanted: Quantity, *, text: bool, infinite: bool) -> str:
+    """Say what is wrong with a cell, without the cell."""
+    if text:
+        return (
+            "expected a number with a decimal point, found text; correct it or, if it means "
+            f"'missing', add it to tables.{table.name}.missing in {SETTINGS_FILE}"
+        )
+    if infinite:
+        return f"expected {wanted.expected}, found an infinite value; correct it"
+    return (
+        f"expected {wanted.expected}, found a number outside; correct it, or name the "
+        f"file's unit under tables.{table.name}.units in {SETTINGS_FILE}"
+    )
+
+
 def numbers(
     table: Table, rows: NDArray[np.int64], wanted: Sequence[Quantity], problems: Problems
 ) -> NDArray[np.float64]:
@@ -126,18 +141,7 @@ def numbers(
     low, high = np.array([q.low for q in wanted]), np.array([q.high for q in wanted])
     outside = ((values < low) | (values > high)) & ~infinite
     for r, c in np.argwhere(text | infinite | outside).tolist():
-        if text[r, c]:
-            message = (
-                "expected a number with a decimal point, found text; correct it or, if it means "
-                f"'missing', add it to tables.{table.name}.missing in {SETTINGS_FILE}"
-            )
-        elif infinite[r, c]:
-            message = f"expected {wanted[c].expected}, found an infinite value; correct it"
-        else:
-            message = (
-                f"expected {wanted[c].expected}, found a number outside; correct it, or name the "
-                f"file's unit under tables.{table.name}.units in {SETTINGS_FILE}"
-            )
+        message = _complaint(table, wanted[c], text=bool(text[r, c]), infinite=bool(infinite[r, c]))
         problems.add(
             table.file,
             message,

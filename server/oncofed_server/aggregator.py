@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.features import Preparation, prepare, unite
 from oncofed_shared.layout import Layout
@@ -45,6 +46,7 @@ from oncofed_shared.messages import (
 from oncofed_shared.network import build
 from oncofed_shared.plan import Plan
 from oncofed_shared.ring import decode
+from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import ServerState, apply, init
 
 __all__ = ["Aggregator", "Outgoing", "Phase", "Received", "Roster", "Start", "State", "Tick"]
@@ -197,6 +199,10 @@ class Aggregator:
         """Take one event; return the requests that follow from it."""
         if self.finished:
             return []
+        with one_thread():
+            return self._take(event)
+
+    def _take(self, event: Event) -> list[Outgoing]:
         match event:
             case Start(now=now):
                 # After a restart the sites are given the preparation again; the round under way begins anew.
@@ -320,13 +326,19 @@ class Aggregator:
                 total = reply.vector if state.total is None else state.total + reply.vector
                 self.state = replace(state, total=total)
             case Phase.VALIDATE, Tables():
-                before = state.validation.get(state.round)
-                summed = reply.vector if before is None else before + reply.vector
+                before, vector = state.validation.get(state.round), self._counts(reply)
+                summed = vector if before is None else before + vector
                 self.state = replace(state, validation={**state.validation, state.round: summed})
             case Phase.TEST, Tables():
-                self.state = replace(state, tables={**state.tables, reply.site: reply.vector})
+                self.state = replace(state, tables={**state.tables, reply.site: self._counts(reply)})
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _counts(self, reply: Tables) -> NDArray[np.float64]:
+        size = vector_size(self.plan, subgroups=self.state.phase is Phase.TEST)
+        if reply.size != size:
+            raise RemoteProtocolError("its tables have another size than the plan's")
+        return dense(size, reply.cells, reply.counts)
 
     def _advance(self, now: float) -> list[Outgoing]:
         match self.state.phase:

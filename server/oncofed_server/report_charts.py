@@ -21,6 +21,7 @@ __all__ = [
     "learning_curves",
     "modality_mark",
     "roc",
+    "run_name",
     "strip",
 ]
 
@@ -135,12 +136,18 @@ def _points(raw: object) -> list[Point]:
     return [(p[0], p[1]) for p in pairs if len(p) == 2 and p[0] is not None and p[1] is not None]
 
 
-def _by_seed(study: Study, value: Any) -> dict[str, list[Point]]:
+def run_name(entry: Mapping[str, Any]) -> str:
+    """Which run a round belongs to."""
+    fold = entry.get("fold")
+    return f"seed {entry.get('seed', '?')}" + ("" if fold is None else f", fold {fold}")
+
+
+def _by_run(study: Study, value: Any) -> dict[str, list[Point]]:
     series: dict[str, list[Point]] = {}
     for entry in map(mapping, listing(study.raw.get("rounds"))):
         x, y = number(entry.get("round")), number(value(entry))
         if x is not None and y is not None:
-            series.setdefault(str(entry.get("seed", "")), []).append((x, y))
+            series.setdefault(run_name(entry), []).append((x, y))
     return series
 
 
@@ -154,8 +161,8 @@ def _curves(series: Mapping[str, list[Point]], y_label: str, width: float, label
     )  # fmt: skip
     ticks = sorted({round(v) for v in nice_ticks(*frame.x_range)} | {int(min(xs))})
     body = frame.axes("round", y_label, x_ticks=ticks)
-    for seed, points in series.items():
-        title = f"seed {seed}: {points[0][1]:.4f} in round {points[0][0]:g}, {points[-1][1]:.4f} "
+    for name, points in series.items():
+        title = f"{name}: {points[0][1]:.4f} in round {points[0][0]:g}, {points[-1][1]:.4f} "
         title += f"in round {points[-1][0]:g}"
         body += frame.line(points, COLOURS["federated"], title=title, css="curve seed")
         if len(points) <= 40:
@@ -169,9 +176,9 @@ def _curves(series: Mapping[str, list[Point]], y_label: str, width: float, label
 
 
 def learning_curves(study: Study) -> list[tuple[str, Markup]]:
-    """Training loss, then each task's main metric on validation patients; one line per seed."""
+    """Training loss, then each task's main metric on validation patients; one line per run."""
     wanted: list[tuple[str, str, dict[str, list[Point]]]] = [
-        ("Training loss", "loss", _by_seed(study, lambda e: e.get("train_loss")))
+        ("Training loss", "loss", _by_run(study, lambda e: e.get("train_loss")))
     ]
     for task in study.tasks:
 
@@ -179,10 +186,10 @@ def learning_curves(study: Study) -> list[tuple[str, Markup]]:
             return mapping(mapping(entry.get("validation")).get(task.name)).get(task.main_metric)
 
         name = metric_name(task.main_metric)
-        wanted.append((f"{task.name}: validation {name}", name, _by_seed(study, value)))
+        wanted.append((f"{task.name}: validation {name}", name, _by_run(study, value)))
     width = 540.0 if len(wanted) == 2 else PANEL["width"]
     return [
-        (title, _curves(series, axis, width, f"{title} per round, {len(series)} seed(s)"))
+        (title, _curves(series, axis, width, f"{title} per round, {len(series)} run(s)"))
         for title, axis, series in wanted
         if series
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from oncofed_server.report_cells import Cell, Notes, Row, Table, count_cell
-from oncofed_server.report_charts import modality_mark
+from oncofed_server.report_charts import modality_mark, run_name
 from oncofed_server.report_scores import Study, TaskView, listing, mapping, number
 from oncofed_server.report_verdict import DASH, count
 
@@ -134,10 +134,10 @@ def facts(study: Study) -> tuple[Fact, ...]:
 
 
 def costs(study: Study) -> Table:
-    """Bytes and time of the federated rounds, per seed."""
-    seeds: dict[str, list[Mapping[str, Any]]] = {}
+    """Bytes and time of the federated rounds, per run."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
     for entry in map(mapping, listing(study.raw.get("rounds"))):
-        seeds.setdefault(str(entry.get("seed", "")), []).append(entry)
+        runs.setdefault(run_name(entry), []).append(entry)
 
     def cell(entries: list[Mapping[str, Any]], key: str, text: Any, notes: Notes) -> Cell:
         values = [number(e.get(key)) for e in entries]
@@ -149,7 +149,7 @@ def costs(study: Study) -> Table:
     notes = Notes()
     rows = tuple(
         Row(
-            name=f"seed {seed}",
+            name=name,
             cells=(
                 Cell(text=f"{len(entries):,}", value=len(entries)),
                 cell(entries, "seconds", time_text, notes),
@@ -157,7 +157,7 @@ def costs(study: Study) -> Table:
                 cell(entries, "bytes_down", size_text, notes),
             ),
         )
-        for seed, entries in seeds.items()
+        for name, entries in runs.items()
     )
     columns = ("rounds", "time", "sites to aggregator", "aggregator to sites")
     return Table(columns=columns, rows=rows, notes=notes)
@@ -188,6 +188,16 @@ def command(study: Study) -> str:
     return shlex.join([*words, "--out", "OUT"])
 
 
+def _event_columns(study: Study, sites: list[Mapping[str, Any]]) -> dict[str, str]:
+    """Keys of the sites' event counts and what they count: `task` its events, `task.k` its class k."""
+    names = {}
+    for task in study.tasks:
+        names[task.name] = f"{task.name}: events"
+        classes = enumerate(listing(task.plan.get("classes")))
+        names |= {f"{task.name}.{k}": f"{task.name}: {label}" for k, label in classes}
+    return {key: name for key, name in names.items() if any(key in mapping(s.get("events")) for s in sites)}
+
+
 def participants(study: Study) -> tuple[Table, tuple[str, ...], tuple[str, ...]]:
     """Who took part: (table, modality names, event columns); external hospitals come last."""
     sites = [mapping(s) for s in listing(study.raw.get("sites"))]
@@ -195,7 +205,7 @@ def participants(study: Study) -> tuple[Table, tuple[str, ...], tuple[str, ...]]
     modalities = list(mapping(study.plan.get("modalities")))
     modalities += [m for s in sites for m in mapping(s.get("modalities"))]
     modalities = list(dict.fromkeys(modalities))
-    events = [t.name for t in study.tasks if any(t.name in mapping(s.get("events")) for s in sites)]
+    events = _event_columns(study, sites)
     columns, notes, rows = ("patients", "train", "validation", "test"), Notes(), []
     for site in sites:
         patients = number(site.get("patients")) or 0
@@ -217,7 +227,7 @@ def participants(study: Study) -> tuple[Table, tuple[str, ...], tuple[str, ...]]
             )
         )
     table = Table(columns=columns, rows=tuple(rows), notes=notes, total=_total(rows) if rows[1:] else None)
-    return table, tuple(map(str, modalities)), tuple(events)
+    return table, tuple(map(str, modalities)), tuple(events.values())
 
 
 def _total(rows: list[Row]) -> Row:

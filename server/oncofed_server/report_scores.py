@@ -270,13 +270,16 @@ def read_study(result: Mapping[str, Any]) -> Study:
     if plan.get("main_task") in names:
         names.sort(key=lambda name: name != plan["main_task"])
     planned = mapping(mapping(plan.get("evaluation")).get("reference"))
-    reference = next(iter(mapping(result.get("references")) or planned), "reference")
+    models = mapping(result.get("references")) or planned
+    reference = mapping(plan.get("evaluation")).get("main_reference")
+    if reference not in models:
+        reference = next(iter(models), "reference")
     return Study(
         name=str(result.get("study", "unnamed study")),
         purpose=str(result.get("purpose", mapping(plan.get("study")).get("purpose", ""))),
         tasks=tuple(_task(name, result, plan) for name in names),
-        reference_name=reference,
-        reference_label=reference_label(reference, plan),
+        reference_name=str(reference),
+        reference_label=reference_label(str(reference), plan),
         plan=plan,
         raw=result,
     )

@@ -207,7 +207,9 @@ def subgroup_tables(study: Study, task: TaskView) -> list[Table]:
 def spread_table(study: Study, spreads: Mapping[str, Spread]) -> Table:
     """Mean, standard deviation and every part of folds or re-splits."""
     names, notes = arm_names(study), Notes()
-    shown = {a: spreads[a] for a in ARMS if a in spreads}
+    others = [a for a in spreads if a not in ARMS]
+    names |= {a: f"Reference ({reference_label(a, study.plan)})" for a in others}
+    shown = {a: spreads[a] for a in (*ARMS, *others) if a in spreads}
     domain = domain_of(Score(value=v) for s in shown.values() for v in (*s.parts, s.mean))
     rows = tuple(
         Row(
@@ -225,6 +227,12 @@ def spread_table(study: Study, spreads: Mapping[str, Spread]) -> Table:
     return Table(columns=("mean", "sd", "number"), rows=rows, notes=notes, axis=interval_axis(domain))
 
 
+def _bound(value: float | None, notes: Notes) -> Cell:
+    if value is None:
+        return cell_of(Score(why="no bound stated"), notes)
+    return Cell(text=f"{value:.4f}", value=value)
+
+
 def exact_table(study: Study, task: TaskView) -> Table | None:
     """Exact values beside the released ones, where a simulation has them."""
     names, notes = arm_names(study), Notes()
@@ -235,7 +243,7 @@ def exact_table(study: Study, task: TaskView) -> Table | None:
             cells=(
                 cell_of(arm.overall, notes),
                 Cell(text=f"{arm.exact:.4f}", value=arm.exact),
-                cell_of(Score(value=task.binning_error.get(metric), why="no bound stated"), notes),
+                _bound(task.binning_error.get(metric), notes),
             ),
         )
         for metric, arms in task.metrics.items()

@@ -135,10 +135,8 @@ def _title(alone: Relation, reference: Relation, label: str) -> str:
     """The short answer; a reference that does as well is never left out of it."""
     gain = {Relation.CLEARLY_ABOVE, Relation.ABOVE}
     as_good = {Relation.LEVEL, Relation.BELOW, Relation.CLEARLY_BELOW}
-    if reference in {Relation.BELOW, Relation.CLEARLY_BELOW}:
-        rival = f"{label} alone does better"
-    else:
-        rival = f"{label} alone does as well"
+    better = reference in {Relation.BELOW, Relation.CLEARLY_BELOW}
+    rival = f"{label} alone does {'better' if better else 'as well'}"
     rivalled = reference in as_good
     if alone is Relation.UNKNOWN:
         title = rival if rivalled else "Not compared with a site alone"

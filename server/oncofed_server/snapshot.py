@@ -13,6 +13,7 @@ from oncofed_server.aggregator import Phase, State
 from oncofed_shared.features import Preparation
 from oncofed_shared.messages import Description, Head, Trial
 from oncofed_shared.plan import Plan
+from oncofed_shared.scoring import dense, sparse
 from oncofed_shared.storage import read_arrays, write_arrays
 from oncofed_strategies import ServerState
 
@@ -42,8 +43,12 @@ def save_state(path: Path, state: State) -> None:
     if state.preparation is not None:
         arrays |= {f"preparation.{k}": v for k, v in state.preparation.arrays().items()}
         facts["columns"] = {m: list(c) for m, c in state.preparation.columns.items()}
-    arrays |= {f"validation.{r}": v for r, v in state.validation.items()}
-    arrays |= {f"tables.{s}": v for s, v in state.tables.items()}
+    facts["sizes"] = {}
+    tables = {f"validation.{r}": v for r, v in state.validation.items()}
+    tables |= {f"tables.{s}": v for s, v in state.tables.items()}
+    for name, vector in tables.items():
+        facts["sizes"][name] = len(vector)
+        arrays[f"cells.{name}"], arrays[f"counts.{name}"] = sparse(vector)
     write_arrays(path, arrays or {"empty": np.zeros(1)}, facts)
 
 
@@ -56,6 +61,9 @@ def load_state(path: Path, plan: Plan) -> State:
     if facts["columns"] is not None:
         columns = {m: tuple(c) for m, c in facts["columns"].items()}
         preparation = Preparation.from_arrays(plan, columns, _prefixed("preparation.", arrays))
+    tables = {
+        name: dense(size, arrays[f"cells.{name}"], arrays[f"counts.{name}"]) for name, size in facts["sizes"].items()
+    }
     return State(
         phase=Phase(facts["phase"]),
         round=facts["round"],
@@ -65,8 +73,8 @@ def load_state(path: Path, plan: Plan) -> State:
         descriptions={d["site"]: _description(d) for d in facts["descriptions"]},
         excluded=facts["excluded"],
         losses=tuple(facts["losses"]),
-        validation={int(r): v for r, v in _prefixed("validation.", arrays).items()},
-        tables=_prefixed("tables.", arrays),
+        validation={int(r): v for r, v in _prefixed("validation.", tables).items()},
+        tables=_prefixed("tables.", tables),
         why=facts["why"],
     )
 

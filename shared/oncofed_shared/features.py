@@ -103,9 +103,9 @@ def _transform(values: Values, modality: Modality, name: str) -> Values:
     if modality.transform == "none":
         return values
     if modality.transform == "log":
-        if np.any(values <= -1):
+        if np.any(values < 0):
             raise DataError(
-                f"modality {name}: a value is -1 or less, which transform = 'log' cannot take; use 'signed_log'"
+                f"modality {name}: a value is negative, which transform = 'log' cannot take; use 'signed_log'"
             )
         return np.log1p(values)
     return np.sign(values) * np.log1p(np.abs(values))

@@ -176,11 +176,13 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tables:
-    """Counts: see `scoring.Layout` for the order."""
+    """Counts, as the cells that are not zero: see `scoring` for the order of the cells."""
 
     head: Head
     site: str
-    vector: NDArray[np.float64]
+    size: int
+    cells: NDArray[np.int64]
+    counts: NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -37,8 +37,8 @@ __all__ = [
     "truncate",
 ]
 
-_CHUNK = 2_000_000
-"""Numbers of resampled tables held at once (16 MB)."""
+_CHUNK = 200_000
+"""Numbers of resampled tables held at once: few enough to stay in a cache."""
 _DEFINED = 0.5
 """Share of the draws in which a metric must exist for its interval to be given."""
 

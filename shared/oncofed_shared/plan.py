@@ -297,13 +297,18 @@ class Training(_Frozen):
 
 
 class Strategy(_Frozen):
-    """What the aggregator does with the mean of the sites' updates."""
+    """What the aggregator does with the mean of the sites' updates.
+
+    Attributes:
+        tau: added to the root in the adaptive rules (Reddi et al. 2021, who advise 1e-3). Much less of it turns rounding errors of
+            gradients that are zero into whole steps.
+    """
 
     name: Literal["fedavg", "fedavgm", "fedadam", "fedadagrad"] = "fedavg"
     rate: Positive = 1.0
     momentum: Fraction = 0.9
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    tau: Positive = 1e-8
+    tau: Positive = 1e-3
 
 
 class SplitColumn(_Frozen):
@@ -392,7 +397,7 @@ class Evaluation(_Frozen):
     minimum_shown: Annotated[int, Field(ge=1)] = 10
     minimum_events: Annotated[int, Field(ge=1)] = 3
     score_bins: Annotated[int, Field(ge=16, le=4096)] = 256
-    days_per_bin: Positive = 30.0
+    days_per_bin: Positive = 10.0
     bootstrap: Annotated[int, Field(ge=50, le=10_000)] = 400
 
 

@@ -11,7 +11,7 @@ from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.metrics import table_size, tally
 from oncofed_shared.plan import Plan
 
-__all__ = ["WHOLE", "blocks", "split_vector", "tabulate"]
+__all__ = ["WHOLE", "blocks", "dense", "sparse", "split_vector", "tabulate", "vector_size"]
 
 WHOLE = ("", "")
 
@@ -23,6 +23,34 @@ def blocks(plan: Plan, *, subgroups: bool) -> Iterator[tuple[str, str]]:
         for name, subgroup in sorted(plan.evaluation.subgroups.items()):
             for group in subgroup.groups:
                 yield name, group
+
+
+def vector_size(plan: Plan, *, subgroups: bool) -> int:
+    """Number of cells over all blocks and tasks."""
+    per_block = sum(table_size(plan.tasks[t], plan.evaluation) for t in plan.task_names)
+    return per_block * len(list(blocks(plan, subgroups=subgroups)))
+
+
+def sparse(vector: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(m,) counts as the (k,) places that are not zero and what stands there."""
+    cells = np.flatnonzero(vector).astype(np.int64)
+    return cells, vector[cells]
+
+
+def dense(size: int, cells: NDArray[np.int64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverse of `sparse`.
+
+    Raises:
+        RemoteProtocolError: a place beyond `size`, not ascending, or a count that is not finite.
+    """
+    ok = len(cells) == len(counts) and bool(np.isfinite(counts).all())
+    if ok and len(cells):
+        ok = bool(cells[0] >= 0 and cells[-1] < size and (np.diff(cells) > 0).all())
+    if not ok:
+        raise RemoteProtocolError("tables with cells that do not exist")
+    vector = np.zeros(size)
+    vector[cells] = counts
+    return vector
 
 
 def tabulate(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_client.settings import SETTINGS_FILE, SiteSettings, load_settings, settings_from_study
+from oncofed_client.settings import SETTINGS_FILE, SiteSettings, has_settings, load_settings, settings_from_study
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
 from oncofed_server.aggregator import Aggregator, Phase, Roster, State
@@ -18,6 +18,7 @@ from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, SurvivalTask
+from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.loopback import FakeClock, Traffic, drive
 from oncofed_simulations.pooled import PooledSource
 
@@ -29,7 +30,7 @@ SNAPSHOT_SECONDS = 5.0
 
 def folder_settings(folder: Path, plan: Plan) -> SiteSettings:
     """A folder's `site.toml`, or the study's `[simulation.site]` for a folder without one."""
-    if (folder / SETTINGS_FILE).exists():
+    if has_settings(folder):
         return load_settings(folder)
     if plan.simulation.site is None:
         raise ConfigError(
@@ -56,13 +57,10 @@ class SparseTables(Mapping[str, NDArray[np.float64]]):
     """Tables of counts by site, kept as the few cells that are not zero."""
 
     def __init__(self, tables: Mapping[str, NDArray[np.float64]]) -> None:
-        self._cells = {site: (np.flatnonzero(v), v[np.flatnonzero(v)], len(v)) for site, v in tables.items()}
+        self._cells = {site: (len(v), *sparse(v)) for site, v in tables.items()}
 
     def __getitem__(self, site: str) -> NDArray[np.float64]:
-        places, values, size = self._cells[site]
-        dense = np.zeros(size)
-        dense[places] = values
-        return dense
+        return dense(*self._cells[site])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._cells)

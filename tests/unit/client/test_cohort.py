@@ -163,6 +163,12 @@ def test_absent_labels(tmp_path: Path) -> None:
         read_cohort(tmp_path, site, plan_of({"idh": IDH, "os": SURVIVAL}))
     assert caught.value.code == "no-label"
     assert caught.value.exit_code == ExitCode.INPUT
+    for table, told in (("labels", "there is no table 'labels' with"), ("clinical", "the table 'clinical' has no")):
+        with pytest.raises(DataError, match=f"{told} the column 'idh'|{told} column 'idh'"):
+            read_cohort(tmp_path, site, plan_of({"idh": IDH | {"table": table}}))
+    moved = {"os": SURVIVAL | {"table": "labels"}}
+    with pytest.raises(DataError, match=r"'labels' with the column 'days' and 'event' .but 'clinical' has it."):
+        read_cohort(tmp_path, site, plan_of(moved))
     split = {"split": {"column": "part", "train": ["0"], "test": ["1"]}}
     with pytest.raises(DataError, match="no table has the column 'part'") as caught:
         read_cohort(tmp_path, site, plan_of(evaluation=split))
@@ -310,6 +316,7 @@ LABELS = st.lists(st.integers(-1, 1), max_size=60)
 SEEDS = st.integers(0, 2**40)
 
 
+@settings(deadline=None, max_examples=50)
 @given(labels=LABELS, seed=SEEDS, data=st.data())
 def test_a_part_depends_on_the_id_and_not_on_the_order_of_rows(
     labels: list[int], seed: int, data: st.DataObject
@@ -330,6 +337,7 @@ def test_a_part_depends_on_the_id_and_not_on_the_order_of_rows(
     assert first == again
 
 
+@settings(deadline=None, max_examples=50)
 @given(labels=LABELS, seed=SEEDS)
 def test_every_stratum_is_split_as_the_plan_says_to_within_one_patient(labels: list[int], seed: int) -> None:
     split = split_patients(cohort_of(labels), IDH_PLAN, seed)
@@ -356,6 +364,7 @@ def test_sites_and_seeds_differ() -> None:
     assert shares == {0, 1, 2}
 
 
+@settings(deadline=None, max_examples=50)
 @given(labels=LABELS, seed=SEEDS)
 def test_folds_partition_the_patients(labels: list[int], seed: int) -> None:
     cohort = cohort_of(labels)
@@ -369,7 +378,7 @@ def test_folds_partition_the_patients(labels: list[int], seed: int) -> None:
         split_patients(cohort, IDH_PLAN, seed, fold=5)
 
 
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=50)
 @given(published=st.lists(st.integers(-1, 2), min_size=1, max_size=60), seed=SEEDS)
 def test_a_published_split_and_its_resplits(published: list[int], seed: int) -> None:
     cohort = cohort_of([0] * len(published), published=published)

@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncofed_client.settings import (
@@ -111,6 +111,7 @@ def test_absent_or_malformed_file(tmp_path: Path) -> None:
     assert load_settings(tmp_path).site.name == "north"
 
 
+@settings(deadline=None, max_examples=50)
 @given(a=st.sampled_from(known_units()), b=st.sampled_from(known_units()))
 def test_conversions_invert_and_never_cross_dimensions(a: str, b: str) -> None:
     there, back = conversion(a, b), conversion(b, a)

@@ -199,12 +199,14 @@ def sample() -> dict[str, Any]:
     }  # fmt: skip
     sites = [
         {
-            "name": s, "patients": n, "train": n - 2 * round(0.15 * n), "validation": round(0.15 * n),
-            "test": round(0.15 * n), "epsilon": None, "delta": None, "trained": s != "cureline",
+            "name": s, "patients": n, "train": n - 2 * round(0.15 * n),
+            "validation": round(0.15 * n), "test": round(0.15 * n),
+            "epsilon": None, "delta": None, "trained": s != "cureline",
             "modalities": {
-                m: 0 if k % 3 == 1 and m == "radiomics" else round(part * n) for m, part in HOLD.items()
+                m: 0 if k % 3 == 1 and m == "radiomics" else round(part * n)
+                for m, part in HOLD.items()
             },
-            "events": {"survival": round(0.5 * n), "idh": round(0.3 * n)},
+            "events": {"survival": round(0.5 * n), "idh.0": n - round(0.3 * n), "idh.1": round(0.3 * n)},
             "external": s in EXTERNAL,
         }
         for k, (s, n) in enumerate({**SITES, **EXTERNAL}.items())
@@ -214,9 +216,11 @@ def sample() -> dict[str, Any]:
         "plan_hash": "5be1c0" + 58 * "7", "created": "2025-01-01T12:00:00Z",
         "versions": {"oncofed": "0.1.0", "python": "3.11.9", "torch": "2.13.0"},
         "seconds": 431.2, "bytes_up": 243_703_500, "bytes_down": 270_370_200,
-        "uncharged": ["feature means and variances", "each round's sum of updates", "tables of counts"],
+        "uncharged": ["feature means and variances", "each round's updates", "tables of counts"],
         "seeds": [0, 1, 2, 3, 4], "rounds": _rounds(rng), "sites": sites,
-        "excluded": [{"name": "milan-besta", "why": "3 consented patients, the site's policy asks for 10"}],
+        "excluded": [
+            {"name": "milan-besta", "why": "3 consented patients, the site's policy asks for 10"}
+        ],
         "tasks": tasks, "references": {"age_sex": first, "linear": linear},
         "binning_error": {"survival": {"c_index": 0.0021, "brier": 0.0008}, "idh": {"auc": 0.0012}},
         "figures": _figures(),
@@ -349,7 +353,7 @@ def test_hostile_names_stay_text(page: str) -> None:
 
 def test_every_number_is_the_results(page: str) -> None:
     read, known = Reader(page), _numbers(sample())
-    derived = {value for rows in (read.tables["Bytes and time of each seed"],) for value in rows}
+    derived = {value for rows in (read.tables["Bytes and time of each run"],) for value in rows}
     assert derived
     for value, text in read.data:
         if re.fullmatch(r"\d\.\d{3,4}", text):
@@ -378,7 +382,7 @@ def test_tables_say_whose_number_it_is(page: str) -> None:
     pooled = [result["tasks"]["idh"][m]["pooled"] for m in order]
     assert everything["Pooled"] == [v for a in pooled for v in (a["overall"], *a["ci"])]
     who = read.tables["Sites that took part"]["duke"]
-    assert who == [87, 61, 13, 13, 44, 26, 87, 17, 52, 78]
+    assert who == [87, 61, 13, 13, 44, 61, 26, 87, 52, 78, 17]
     assert read.tables["All metrics of idh"].keys() >= {"Reference (all columns, linear)"}
 
 
@@ -418,7 +422,7 @@ SAMPLE = sample()
 PATHS = _paths(SAMPLE)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     path=st.sampled_from(PATHS),
     value=st.sampled_from(["delete", None, math.nan, "text", [], {}, 0, -1e9, True]),
@@ -495,8 +499,8 @@ CLEAR = [0.71, 0.80]
 @pytest.mark.parametrize(
     ("alone", "reference", "title", "words"),
     [
-        ((0.59, [0.55, 0.63]), (0.62, [0.58, 0.66]), "Worth it.", "clearly better than a site alone"),
-        ((0.752, [0.70, 0.79]), (0.60, [0.55, 0.65]), "No gain shown.", "no better than a site alone"),
+        ((0.59, [0.55, 0.63]), (0.62, [0.58, 0.66]), "Worth it.", "clearly better than a site"),
+        ((0.752, [0.70, 0.79]), (0.60, [0.55, 0.65]), "No gain shown.", "no better than a site"),
         (
             (0.59, [0.55, 0.63]), (0.751, [0.70, 0.79]),
             "Better than a site alone, but age + sex alone does as well.",
@@ -511,7 +515,7 @@ CLEAR = [0.71, 0.80]
             (0.72, [0.67, 0.77]), (0.60, [0.55, 0.65]), "Perhaps worth it: the intervals overlap.",
             "higher than a site alone on average (0.720), but the intervals overlap",
         ),
-        ((0.85, [0.82, 0.88]), (0.6, None), "Not worth it: a site alone does better.", "clearly worse"),
+        ((0.85, [0.82, 0.88]), (0.6, None), "Not worth it: a site alone does better.", "worse than"),
         (
             (0.59, [0.55, 0.63]), (0.719, [0.67, 0.76]),
             "Worth it over a site alone; not shown to beat age + sex.", "but the intervals overlap",
@@ -549,8 +553,8 @@ def test_for_whom_counts_sites_and_names_those_without_gain() -> None:
     study = read_study(result)
     assert study.main is not None
     assert verdict(study, study.main).evidence[0] == (
-        "Site by site it scored higher than the site's own model at 2 of the 3 sites where both can "
-        "be shown, with intervals apart at 1; not at c."
+        "Site by site it scored higher than the site's own model at 2 of the 3 sites where both "
+        "can be shown, with intervals apart at 1; not at c."
     )
 
 

@@ -1,0 +1,25 @@
+"""One torch thread and deterministic algorithms, so that the same request gives the same bytes everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["one_thread"]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute as every machine of one CPU capability does; what was set before is set again at the end."""
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    torch.set_num_threads(1)
+    # The same switch as use_deterministic_algorithms, which would import torch's compiler: seconds.
+    torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(mode)
+        if threads != 1:
+            torch.set_num_threads(threads)
