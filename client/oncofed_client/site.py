@@ -6,8 +6,10 @@ and counts. What it refuses, it says by a code; the reason with its file and row
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -22,6 +24,8 @@ from oncofed_shared.features import Preparation, column_sums, prepared_input
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
 from oncofed_shared.messages import (
+    Arrays,
+    Columns,
     Describe,
     Description,
     Evaluate,
@@ -42,6 +46,7 @@ from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.ring import encode
 from oncofed_shared.scoring import sparse, tabulate
+from oncofed_shared.storage import read_arrays, write_arrays
 
 __all__ = ["Session", "Site", "Source", "training_set"]
 
@@ -92,12 +97,16 @@ class Site:
         source: its patients.
         plans: the plans that its data officer approved, by hash.
         minimum_cohort: fewest patients with whom it takes part.
+        state: folder for what must outlive this process; without it a session ends with the process.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
     """
 
-    def __init__(self, source: Source, plans: Mapping[str, Plan], *, minimum_cohort: int) -> None:
+    def __init__(
+        self, source: Source, plans: Mapping[str, Plan], *, minimum_cohort: int, state: Path | None = None
+    ) -> None:
+        self.state = state
         self.source = source
         self.plans = plans
         self.minimum_cohort = minimum_cohort
@@ -144,16 +153,8 @@ class Site:
                 sums = column_sums(plan, request.columns, values, cohort.columns, labels)
                 return Summary(head=head, site=self.name, sums=sums)
             case Open(head=head):
-                preparation = Preparation.from_arrays(plan, request.columns, request.arrays)
-                network = build(plan, preparation.columns, seed=0)
-                self.sessions = {
-                    head.session: Session(
-                        plan=plan,
-                        preparation=preparation,
-                        network=network,
-                        layout=Layout.of(network),
-                    )
-                }
+                self._open(plan, head.session, request.columns, request.arrays)
+                self._keep(request)
                 return Ready(head=head, site=self.name)
             case Train():
                 return self._train(request)
@@ -204,11 +205,36 @@ class Site:
             events=events,
         )
 
+    def _open(self, plan: Plan, name: str, columns: Columns, arrays: Arrays) -> Session:
+        preparation = Preparation.from_arrays(plan, columns, arrays)
+        network = build(plan, preparation.columns, seed=0)
+        session = Session(plan=plan, preparation=preparation, network=network, layout=Layout.of(network))
+        # One session at a time: the memory of a site does not grow with the runs it has seen.
+        self.sessions = {name: session}
+        return session
+
+    def _path(self, session: str) -> Path | None:
+        name = hashlib.sha256(session.encode()).hexdigest()[:16]
+        return None if self.state is None else self.state / "sessions" / f"{name}.safetensors"
+
+    def _keep(self, request: Open) -> None:
+        path = self._path(request.head.session)
+        if path is not None:
+            facts = {"plan_hash": request.head.plan_hash, "columns": dict(request.columns)}
+            write_arrays(path, request.arrays, facts, private=True)
+
     def _session(self, head: Head) -> Session:
         session = self.sessions.get(head.session)
-        if session is None:
+        if session is not None and session.plan.hash == head.plan_hash:
+            return session
+        path = self._path(head.session)
+        if path is None or not path.exists():
             raise RemoteProtocolError("this session was never opened here", code="unknown-session")
-        return session
+        arrays, facts = read_arrays(path)
+        if facts["plan_hash"] != head.plan_hash:
+            raise RemoteProtocolError("this session belongs to another plan", code="unknown-session")
+        columns = {m: tuple(c) for m, c in facts["columns"].items()}
+        return self._open(self.plans[head.plan_hash], head.session, columns, arrays)
 
     def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
         cohort = self.source.cohort(session.plan)

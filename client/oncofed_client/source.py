@@ -98,5 +98,5 @@ class FolderSource:
                     "tests must not change on the way"
                 ) from None
             return {p: int(kept.get(h, UNUSED)) for h, p in hashed.items()}
-        write_whole(path, dump_json({h: parts[p] for h, p in hashed.items()}))
+        write_whole(path, dump_json({h: parts[p] for h, p in hashed.items()}), private=True)
         return parts

@@ -89,7 +89,7 @@ def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
 
 
 def local_update(
-    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays, key: str
+    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays, *, key: str
 ) -> NDArray[np.float64]:
     """Train from `parameters` for the plan's local steps.
 

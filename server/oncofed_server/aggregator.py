@@ -49,7 +49,7 @@ from oncofed_shared.ring import decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import ServerState, apply, init
 
-__all__ = ["Aggregator", "Outgoing", "Phase", "Received", "Roster", "Start", "State", "Tick"]
+__all__ = ["Aggregator", "Cost", "Outgoing", "Phase", "Received", "Roster", "Start", "State", "Tick"]
 
 FATAL_CODES = frozenset({"out-of-range", "diverged"})
 
@@ -75,11 +75,28 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What exchanges cost: bytes from and to sites, and the sites' seconds."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            bytes_up=self.bytes_up + other.bytes_up,
+            bytes_down=self.bytes_down + other.bytes_down,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Received:
-    """A site's reply arrived."""
+    """A site's reply arrived; `cost` is what the driver measured of its exchange."""
 
     now: float
     reply: Reply
+    cost: Cost = Cost()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,6 +141,7 @@ class State:
         sums: statistics by site, until all are there.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
+        cost, costs: of the whole run, and of each finished round's training.
         why: the reason of a failure.
     """
 
@@ -142,6 +160,9 @@ class State:
     losses: tuple[float, ...] = ()
     validation: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     tables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    cost: Cost = Cost()
+    round_cost: Cost = Cost()
+    costs: tuple[Cost, ...] = ()
     why: str = ""
 
 
@@ -208,12 +229,22 @@ class Aggregator:
                 # After a restart the sites are given the preparation again; the round under way begins anew.
                 if self.state.server is None:
                     return self._enter(self.state.phase, now)
-                self.state = replace(self.state, round=len(self.state.losses))
+                self.state = replace(self.state, round=len(self.state.losses), round_cost=Cost())
                 return self._enter(Phase.OPEN, now)
             case Tick(now=now):
                 return self._overdue(now) if now >= self.state.deadline else []
-            case Received(now=now, reply=reply):
+            case Received(now=now, reply=reply, cost=cost):
+                self._charge(cost)
                 return self._receive(reply, now)
+
+    def _charge(self, cost: Cost) -> None:
+        state = self.state
+        training = state.phase is Phase.TRAIN
+        self.state = replace(
+            state,
+            cost=state.cost + cost,
+            round_cost=state.round_cost + cost if training else Cost(),
+        )
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -388,7 +419,14 @@ class Aggregator:
         server = apply(self.plan.strategy, state.server, total[:-2] / patients)
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
-        self.state = replace(state, server=server, total=None, losses=(*state.losses, float(loss / patients)))
+        self.state = replace(
+            state,
+            server=server,
+            total=None,
+            losses=(*state.losses, float(loss / patients)),
+            costs=(*state.costs, state.round_cost),
+            round_cost=Cost(),
+        )
         every, last = self.plan.training.validate_every, state.round == self.plan.training.rounds
         has_validation = any(
             self.state.descriptions[s].parts.get("validation", 0) for s in self._members(Phase.VALIDATE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oncofed_server.report_scores import Study, TaskView, listing, mapping, number
-from oncofed_server.report_verdict import Relation, count, metric_name, relate, show
+from oncofed_server.report_verdict import Relation, count, metric_name, relate, rivals, show
 
 __all__ = ["Limit", "limits"]
 
@@ -51,12 +51,20 @@ def _width(task: TaskView) -> Limit | None:
 
 def _reference(study: Study, task: TaskView) -> Limit | None:
     relation = relate(task.arm("federated").overall, task.arm("reference").overall, task.main_metric)
-    if relation is Relation.CLEARLY_ABOVE:
+    known = rivals(study, task)
+    if relation is Relation.CLEARLY_ABOVE and not known:
         return None
     if relation is Relation.UNKNOWN:
         return Limit(
             title=f"No simple reference for {task.name}",
             text="Without a simple model beside it, nobody can say what the network adds.",
+        )
+    if known:
+        shown = "; ".join(f"{label} ({show(score.value)})" for label, score in known)
+        return Limit(
+            title=f"That the network is needed for {task.name}",
+            text=f"A simple reference model does as well, or better: {shown}. Federation and the network are two "
+            "questions: a simple model can be trained by a federation too.",
         )
     return Limit(
         title=f"That the network is needed for {task.name}",

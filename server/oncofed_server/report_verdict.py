@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from oncofed_server.report_scores import Score, Study, TaskView, read_study
+from oncofed_server.report_scores import Score, Study, TaskView, read_study, reference_label
 
 __all__ = [
     "DASH",
@@ -24,6 +24,7 @@ __all__ = [
     "headline",
     "metric_name",
     "relate",
+    "rivals",
     "show",
     "verdict",
     "with_interval",
@@ -54,6 +55,9 @@ class Relation(Enum):
     BELOW = -1
     CLEARLY_BELOW = -2
     UNKNOWN = None
+
+
+AS_GOOD = frozenset({Relation.LEVEL, Relation.BELOW, Relation.CLEARLY_BELOW})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +138,9 @@ def _clause(relation: Relation, what: str, score: Score, metric: str) -> str:
 def _title(alone: Relation, reference: Relation, label: str) -> str:
     """The short answer; a reference that does as well is never left out of it."""
     gain = {Relation.CLEARLY_ABOVE, Relation.ABOVE}
-    as_good = {Relation.LEVEL, Relation.BELOW, Relation.CLEARLY_BELOW}
     better = reference in {Relation.BELOW, Relation.CLEARLY_BELOW}
     rival = f"{label} alone does {'better' if better else 'as well'}"
-    rivalled = reference in as_good
+    rivalled = reference in AS_GOOD
     if alone is Relation.UNKNOWN:
         title = rival if rivalled else "Not compared with a site alone"
     elif alone is Relation.LEVEL:
@@ -207,6 +210,16 @@ def _evidence(study: Study, task: TaskView) -> tuple[str, ...]:
     return tuple(line for line in lines if line)
 
 
+def rivals(study: Study, task: TaskView) -> list[tuple[str, Score]]:
+    """The reference models, by what they know, that do as well as the federated model or better."""
+    federated, found = task.arm("federated").overall, []
+    for name, arms in task.references.items():
+        score = arms[task.main_metric].overall if task.main_metric in arms else Score()
+        if relate(federated, score, task.main_metric) in AS_GOOD:
+            found.append((reference_label(name, study.plan), score))
+    return found
+
+
 def _pooled_clause(relation: Relation, pooled: Score) -> str:
     words = {Relation.LEVEL: "level with", Relation.ABOVE: "above", Relation.BELOW: "below"}
     words |= {
@@ -238,6 +251,9 @@ def verdict(study: Study, task: TaskView) -> Verdict:
         f"{_pooled_clause(pooled, scores['pooled'])}; "
         f"{_clause(reference, what, scores['reference'], metric)}."
     )
+    for label, score in rivals(study, task):
+        if label != study.reference_label:
+            sentence = f"{sentence[:-1]}; no better than the reference {label} ({show(score.value)})."
     title = _title(alone, reference, study.reference_label)
     chance = CHANCE.get(metric)
     if chance is not None and federated.low is not None and federated.low <= chance:

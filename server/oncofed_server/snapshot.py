@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_server.aggregator import Phase, State
+from oncofed_server.aggregator import Cost, Phase, State
 from oncofed_shared.features import Preparation
 from oncofed_shared.messages import Description, Head, Trial
 from oncofed_shared.plan import Plan
@@ -34,6 +34,8 @@ def save_state(path: Path, state: State) -> None:
         "excluded": dict(state.excluded),
         "losses": list(state.losses),
         "why": state.why,
+        "cost": dataclasses.asdict(state.cost),
+        "costs": [dataclasses.asdict(c) for c in state.costs],
         "descriptions": [dataclasses.asdict(d) for d in state.descriptions.values()],
         "columns": None,
     }
@@ -76,6 +78,8 @@ def load_state(path: Path, plan: Plan) -> State:
         validation={int(r): v for r, v in _prefixed("validation.", tables).items()},
         tables=_prefixed("tables.", tables),
         why=facts["why"],
+        cost=Cost(**facts["cost"]),
+        costs=tuple(Cost(**c) for c in facts["costs"]),
     )
 
 

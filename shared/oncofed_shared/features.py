@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.messages import Arrays, Columns
-from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan
+from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern
 
-__all__ = ["Preparation", "column_sums", "encoded_columns", "prepare", "prepared_input", "unite"]
+__all__ = [
+    "Preparation",
+    "check_columns",
+    "check_sums",
+    "column_sums",
+    "encoded_columns",
+    "prepare",
+    "prepared_input",
+    "unite",
+]
 
 Values = NDArray[np.float64]
 MINMAX_SPREAD = 3.0
@@ -30,12 +39,14 @@ class Preparation:
     Attributes:
         columns: encoded column names of each modality, modalities sorted by name.
         center, spread: (columns,) over all modalities in that order, after the transform.
+        fill: (columns,) the consortium's mean, scaled: what `missing = "impute"` puts into a gap.
         class_weights: per classification task (classes,).
     """
 
     columns: Columns
     center: Values
     spread: Values
+    fill: Values
     class_weights: Mapping[str, Values]
 
     @property
@@ -46,32 +57,32 @@ class Preparation:
     def arrays(self) -> Arrays:
         """The numbers, by name, for a message or a checkpoint."""
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
-        return {"center": self.center, "spread": self.spread, **weights}
+        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights}
 
     @classmethod
     def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays) -> Preparation:
         """Inverse of `arrays`.
 
         Raises:
-            RemoteProtocolError: a length does not fit the columns, or a number is not finite.
+            RemoteProtocolError: a name or a length does not fit the plan and the columns, or a number is not finite.
         """
-        weights = {k.removeprefix("class_weights."): v for k, v in arrays.items() if "." in k}
-        made = cls(
+        check_columns(plan, columns)
+        width = sum(len(c) for c in columns.values())
+        classes = {n: len(t.classes) for n, t in plan.tasks.items() if isinstance(t, ClassificationTask)}
+        wanted = dict.fromkeys(("center", "spread", "fill"), width) | {
+            f"class_weights.{n}": k for n, k in classes.items()
+        }
+        ok = {n: a.shape for n, a in arrays.items()} == {n: (k,) for n, k in wanted.items()}
+        ok = ok and all(a.dtype == np.float64 and bool(np.isfinite(a).all()) for a in arrays.values())
+        if not ok or np.any(arrays["spread"] <= 0) or any(np.any(arrays[f"class_weights.{n}"] < 0) for n in classes):
+            raise RemoteProtocolError("preparation does not fit the plan's modalities and tasks")
+        return cls(
             columns={m: columns[m] for m in sorted(columns)},
             center=arrays["center"],
             spread=arrays["spread"],
-            class_weights=weights,
+            fill=arrays["fill"],
+            class_weights={n: arrays[f"class_weights.{n}"] for n in classes},
         )
-        ok = (
-            set(columns) == set(plan.modalities)
-            and made.center.shape == made.spread.shape == (made.width,)
-            and np.all(np.isfinite(made.center))
-            and np.all(np.abs(made.spread - 1) < np.inf)
-            and np.all(made.spread > 0)
-        )
-        if not ok:
-            raise RemoteProtocolError("preparation does not fit the plan's modalities")
-        return made
 
 
 def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
@@ -79,12 +90,26 @@ def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
     if modality.columns is None:
         return None
     names: list[str] = []
+    excluded = [compile_pattern(p) for p in modality.exclude]
     for name, column in modality.columns.items():
+        if any(p.fullmatch(name) for p in excluded):
+            continue
         if column.kind == "categorical":
             names += [f"{name}={category}" for category in column.categories]
         else:
             names.append(name)
     return tuple(names)
+
+
+def check_columns(plan: Plan, columns: Columns) -> None:
+    """Compare agreed columns with the plan.
+
+    Raises:
+        RemoteProtocolError: a modality is too many or too few, none has a column, or a name occurs twice.
+    """
+    ok = set(columns) == set(plan.modalities) and any(columns.values())
+    if not ok or any(len(set(names)) != len(names) for names in columns.values()):
+        raise RemoteProtocolError("columns do not fit the plan's modalities")
 
 
 def unite(plan: Plan, described: Iterable[Columns]) -> Columns:
@@ -157,11 +182,24 @@ def column_sums(
     return np.concatenate(parts)
 
 
+def check_sums(plan: Plan, columns: Columns, sums: Values) -> None:
+    """Compare a site's answer with what `column_sums` can give.
+
+    Raises:
+        RemoteProtocolError: another length, a number that is not finite, or a negative count or sum of squares.
+    """
+    width = sum(len(c) for c in columns.values())
+    classes = sum(len(t.classes) for t in plan.tasks.values() if isinstance(t, ClassificationTask))
+    ok = len(sums) == 3 * width + classes and bool(np.isfinite(sums).all())
+    if not ok or np.any(np.delete(sums, slice(width, 2 * width)) < 0):
+        raise RemoteProtocolError("sums do not fit the columns that were asked for")
+
+
 def _declared_range(modality: Modality, column: str, name: str) -> Values | None:
     spec = (modality.columns or {}).get(column)
+    if modality.columns is not None and spec is None:
+        return np.array([0.0, 1.0])  # one category of a one-hot column
     bounds = (spec.range if isinstance(spec, NumericColumn) else None) or modality.range
-    if bounds is None and "=" in column:
-        return np.array([0.0, 1.0])
     return None if bounds is None else _transform(np.asarray(bounds, np.float64), modality, name)
 
 
@@ -200,6 +238,7 @@ def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
         columns=columns,
         center=center,
         spread=spread,
+        fill=np.where(count > 0, (mean - center) / spread, 0.0),
         class_weights=_class_weights(plan, sums[3 * width :]),
     )
 
@@ -237,13 +276,12 @@ def prepared_input(
     for name in sorted(preparation.columns):
         modality = plan.modalities[name]
         stop = start + len(preparation.columns[name])
-        if modality.clip is not None:
-            np.clip(scaled[:, start:stop], -modality.clip, modality.clip, out=scaled[:, start:stop])
+        part = slice(start, stop)
         if modality.missing == "impute":
-            has = seen[:, start:stop].any(axis=1, keepdims=True)
-            mean = 0.5 if modality.scaling == "minmax" else 0.0
-            gap = ~seen[:, start:stop] & has
-            scaled[:, start:stop][gap] = mean
-            seen[:, start:stop] |= has
+            has = seen[:, part].any(axis=1, keepdims=True)
+            scaled[:, part] = np.where(seen[:, part], scaled[:, part], preparation.fill[part])
+            seen[:, part] |= has
+        if modality.clip is not None:
+            np.clip(scaled[:, part], -modality.clip, modality.clip, out=scaled[:, part])
         start = stop
     return np.where(seen, scaled, 0.0), seen

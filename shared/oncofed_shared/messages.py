@@ -15,6 +15,7 @@ nobody checks it again. A request carries a `Head`; its reply repeats session, s
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.wire import check_values, pack_array, unpack_array
 
 __all__ = [
     "MAX_BYTES",
@@ -53,7 +55,6 @@ MAX_BYTES = 1 << 30
 MAX_TEXT = 512
 MAX_ITEMS = 200_000
 PARTS = ("train", "validation", "test", "all")
-_DTYPES = ("float32", "float64", "uint64", "int64")
 
 Arrays = dict[str, NDArray[Any]]
 Columns = dict[str, tuple[str, ...]]
@@ -199,31 +200,12 @@ Request = Describe | Summarise | Open | Train | Evaluate
 Reply = Description | Summary | Ready | Update | Tables | Refusal
 Message = Request | Reply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
-_ARRAY = 1
-
-
-def _pack_array(value: Any) -> msgpack.ExtType:
-    if not isinstance(value, np.ndarray):
-        message = f"cannot send a {type(value).__name__}"
-        raise TypeError(message)
-    head = msgpack.packb((value.dtype.name, value.shape))
-    return msgpack.ExtType(_ARRAY, head + np.ascontiguousarray(value).tobytes())
-
-
-def _unpack_array(code: int, content: bytes) -> NDArray[Any]:
-    if code != _ARRAY:
-        raise RemoteProtocolError("message holds an unknown extension")
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_BYTES)
-    unpacker.feed(memoryview(content)[:256])
-    dtype, shape = unpacker.unpack()
-    if dtype not in _DTYPES or not all(isinstance(s, int) and s >= 0 for s in shape):
-        raise RemoteProtocolError("message holds an array of a kind that is not used here")
-    return np.frombuffer(content, dtype=dtype, offset=unpacker.tell()).reshape(shape)
+_CODE = re.compile(r"[a-z0-9-]{1,64}")
 
 
 def to_bytes(message: Message) -> bytes:
     """Serialise a message."""
-    content: bytes = msgpack.packb((VERSION, type(message).__name__, _plain(message)), default=_pack_array)
+    content: bytes = msgpack.packb((VERSION, type(message).__name__, _plain(message)), default=pack_array)
     return content
 
 
@@ -239,14 +221,16 @@ def from_bytes(content: bytes) -> Message:
     """Parse a message.
 
     Raises:
-        RemoteProtocolError: too long, another version, an unknown kind, or a field of the wrong type or size.
+        RemoteProtocolError: too long, another version, an unknown kind, or a field of the wrong type or size. Whatever the
+            bytes are: nothing else is raised, and memory stays within a few times their length plus `wire.MAX_VALUES` values.
     """
     if len(content) > MAX_BYTES:
         raise RemoteProtocolError(f"message of {len(content)} bytes; at most {MAX_BYTES}")
+    check_values(content)
     try:
         version, kind, fields = msgpack.unpackb(
             content,
-            ext_hook=_unpack_array,
+            ext_hook=unpack_array,
             max_str_len=MAX_TEXT,
             max_bin_len=0,
             max_array_len=MAX_ITEMS,
@@ -275,6 +259,8 @@ def _build(kind: type[Any], fields: Any) -> Any:
     values = {n: _check(hints[n], v, n) for n, v in zip(names, fields, strict=True)}
     if kind is Evaluate and values["part"] not in PARTS:
         raise RemoteProtocolError("Evaluate.part is not one of " + ", ".join(PARTS))
+    if kind is Refusal and not _CODE.fullmatch(values["code"]):
+        raise RemoteProtocolError("Refusal.code is not a code")
     return kind(**values)
 
 

@@ -122,7 +122,7 @@ class FusionNetwork(nn.Module):
     Attributes:
         linear: from all columns to all outputs; starts at zero. The transformer's heads start at zero too, so that the
             first prediction is the baseline for everybody.
-        baselines: per task the bias of each output or interval.
+        baselines: per task, by name, the bias of each output or interval.
     """
 
     def __init__(self, plan: Plan, columns: Columns) -> None:
@@ -135,11 +135,10 @@ class FusionNetwork(nn.Module):
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
         blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
         self.block = torch.tensor(blocks) if model.block_scaling else None
-        self.baselines = nn.ModuleDict(
-            {
-                n: nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
-                for n, t in self.tasks.items()
-            }
+        # A list, because a task may have any name, and a module's attributes may not.
+        self.baselines = nn.ModuleList(
+            nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
+            for n, t in self.tasks.items()
         )
         self.indices: list[Tensor] = []
         self.deep = model.layers > 0
@@ -160,7 +159,7 @@ class FusionNetwork(nn.Module):
         self.heads = nn.Linear(model.width, sum(self.sizes.values()), bias=False)
 
     def _initialise(self) -> None:
-        zero: list[nn.Module | None] = [self.linear, *self.baselines.values()]
+        zero: list[nn.Module | None] = [self.linear, *self.baselines]
         if self.deep:
             zero.append(self.heads)
         for layer in zero:
@@ -186,7 +185,9 @@ class FusionNetwork(nn.Module):
             raw = raw + self.heads(self._summarise(values, seen))
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
-        return {name: part + self.baselines[name](one) for name, part in zip(self.sizes, split, strict=True)}
+        return {
+            name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
+        }
 
     def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
         one = values.new_ones(len(values), 1)

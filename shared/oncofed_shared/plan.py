@@ -10,16 +10,16 @@ import hashlib
 import json
 import math
 import re
-import tomllib
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from oncofed_shared.errors import ConfigError
 from oncofed_shared.ring import RING_LIMIT
+from oncofed_shared.strict import Frozen, read_toml, validate
 
 __all__ = [
     "CategoricalColumn",
@@ -39,43 +39,39 @@ __all__ = [
     "validate",
 ]
 
-M = TypeVar("M", bound=BaseModel)
-
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+ -]{0,63}$")]
+"""A task's or a modality's name: without a dot, because names of tokens, counts and parameters join it with one."""
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Interval = tuple[Annotated[float, Field(allow_inf_nan=False)], Annotated[float, Field(allow_inf_nan=False)]]
+Interval = tuple[float, float]
 
 
-class _Frozen(BaseModel):
-    """Strict, closed and immutable: an unknown key or a wrong type is a mistake, never a guess.
-
-    The order in which a table's keys are written means nothing: they are kept by name, as in the canonical form.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    @field_validator("*", mode="after")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {k: value[k] for k in sorted(value)} if isinstance(value, dict) else value
-
-
-def _ascending(values: tuple[float, ...], what: str) -> None:
+def _ascending(values: tuple[float, ...]) -> None:
     if any(b <= a for a, b in pairwise(values)):
-        message = f"{what} must be strictly ascending"
+        message = "must be strictly ascending"
         raise ValueError(message)
 
 
-class StudyHeader(_Frozen):
+def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        message = "must be distinct"
+        raise ValueError(message)
+    return values
+
+
+Distinct = Annotated[tuple[str, ...], AfterValidator(_distinct)]
+
+
+class StudyHeader(Frozen):
     """Who asks what, and why."""
 
     name: Name
     purpose: Annotated[str, Field(min_length=10)]
 
 
-class ClassificationTask(_Frozen):
+class ClassificationTask(Frozen):
     """Predict one of `classes` from everything a patient has.
 
     With two classes the second is the positive one.
@@ -84,18 +80,11 @@ class ClassificationTask(_Frozen):
     kind: Literal["classification"]
     label: str
     table: str | None = None
-    classes: Annotated[tuple[str, ...], Field(min_length=2)]
+    classes: Annotated[Distinct, Field(min_length=2)]
     weight: Positive = 1.0
 
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        if len(set(self.classes)) != len(self.classes):
-            message = "classes must be distinct"
-            raise ValueError(message)
-        return self
 
-
-class SurvivalTask(_Frozen):
+class SurvivalTask(Frozen):
     """Predict the time to an event, in discrete intervals.
 
     Attributes:
@@ -113,16 +102,22 @@ class SurvivalTask(_Frozen):
     horizon: Positive
     weight: Positive = 1.0
 
-    @model_validator(mode="after")
-    def _edges(self) -> Self:
-        _ascending(self.edges, "edges")
-        if self.edges[0] != 0:
-            message = "edges must start at 0"
+    @field_validator("edges")
+    @classmethod
+    def _edges(cls, edges: tuple[float, ...]) -> tuple[float, ...]:
+        _ascending(edges)
+        if edges[0] != 0:
+            message = "must start at 0"
             raise ValueError(message)
-        if self.horizon not in self.edges:
-            message = "horizon must be one of edges"
+        return edges
+
+    @field_validator("horizon")
+    @classmethod
+    def _horizon(cls, horizon: float, info: ValidationInfo) -> float:
+        if horizon not in info.data.get("edges", (horizon,)):
+            message = "must be one of edges"
             raise ValueError(message)
-        return self
+        return horizon
 
     @property
     def intervals(self) -> int:
@@ -133,26 +128,32 @@ class SurvivalTask(_Frozen):
 Task = Annotated[ClassificationTask | SurvivalTask, Field(discriminator="kind")]
 
 
-class NumericColumn(_Frozen):
+class NumericColumn(Frozen):
     """A number; outside `range` (in `unit`) it is an error at the site."""
 
     kind: Literal["numeric"]
     unit: str | None = None
     range: Interval | None = None
 
+    @field_validator("range")
+    @classmethod
+    def _range(cls, bounds: Interval | None) -> Interval | None:
+        _ascending(bounds or ())
+        return bounds
 
-class CategoricalColumn(_Frozen):
+
+class CategoricalColumn(Frozen):
     """One of `categories`, one-hot encoded in this order."""
 
     kind: Literal["categorical"]
-    categories: Annotated[tuple[str, ...], Field(min_length=2)]
+    categories: Annotated[Distinct, Field(min_length=2)]
 
 
-class OrdinalColumn(_Frozen):
+class OrdinalColumn(Frozen):
     """One of `order`, encoded as its rank."""
 
     kind: Literal["ordinal"]
-    order: Annotated[tuple[str, ...], Field(min_length=2)]
+    order: Annotated[Distinct, Field(min_length=2)]
 
 
 Column = Annotated[NumericColumn | CategoricalColumn | OrdinalColumn, Field(discriminator="kind")]
@@ -165,14 +166,21 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     True
     >>> bool(compile_pattern("VOLUME_*").fullmatch("TEXTURE_1"))
     False
+
+    Raises:
+        ValueError: it names two parts alike.
     """
     parts = re.split(r"(\{[A-Za-z_]+\}|\*)", pattern)
-    return re.compile(
-        "".join(".*" if p == "*" else f"(?P<{p[1:-1]}>.+)" if p.startswith("{") else re.escape(p) for p in parts)
-    )
+    named = [p for p in parts[1::2] if p != "*"]
+    if len(set(named)) != len(named):
+        message = f"pattern {pattern!r} names two parts alike"
+        raise ValueError(message)
+    made = [".*" if p == "*" else f"(?P<{p[1:-1]}>.+)" for p in parts[1::2]]
+    plain = [re.escape(p) for p in parts[::2]]
+    return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
 
 
-class Modality(_Frozen):
+class Modality(Frozen):
     """One kind of data about a patient: which columns, how scaled, what a gap means, which tokens.
 
     Attributes:
@@ -206,20 +214,49 @@ class Modality(_Frozen):
     tokens: Literal["one", "columns"] | Annotated[int, Field(ge=1, le=256)] | dict[Name, tuple[str, ...]] = "one"
     required: bool = False
 
-    @model_validator(mode="after")
-    def _sources(self) -> Self:
-        if (self.columns is None) == (self.patterns is None):
+    @field_validator("patterns")
+    @classmethod
+    def _sources(cls, patterns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if "columns" in info.data and (info.data["columns"] is None) == (patterns is None):
             message = "give either columns or patterns"
             raise ValueError(message)
-        if (self.scaling == "constants") != (self.center is not None and self.spread is not None):
+        return patterns
+
+    @field_validator("patterns", "exclude", "tokens")
+    @classmethod
+    def _compiled(cls, value: Any) -> Any:
+        groups = value.values() if isinstance(value, dict) else [value] if isinstance(value, tuple) else []
+        for pattern in (p for group in groups for p in group):
+            compile_pattern(pattern)
+        return value
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, bounds: Interval | None) -> Interval | None:
+        _ascending(bounds or ())
+        return bounds
+
+    @field_validator("transform")
+    @classmethod
+    def _logarithm(cls, transform: str, info: ValidationInfo) -> str:
+        columns = (info.data.get("columns") or {}).values()
+        ranges = [info.data.get("range"), *(c.range for c in columns if isinstance(c, NumericColumn))]
+        if transform == "log" and any(r is not None and r[0] < 0 for r in ranges):
+            message = "'log' takes no negative value, and a range begins below 0; use 'signed_log'"
+            raise ValueError(message)
+        return transform
+
+    @field_validator("spread")
+    @classmethod
+    def _constants(cls, spread: float | None, info: ValidationInfo) -> float | None:
+        given = (info.data.get("center", spread) is not None, spread is not None)
+        if "scaling" in info.data and given != (info.data["scaling"] == "constants",) * 2:
             message = "center and spread go with scaling = 'constants', and with nothing else"
             raise ValueError(message)
-        for pattern in (*(self.patterns or ()), *self.exclude):
-            compile_pattern(pattern)
-        return self
+        return spread
 
 
-class ModelSettings(_Frozen):
+class ModelSettings(Frozen):
     """Shape of the shared network.
 
     Attributes:
@@ -239,18 +276,24 @@ class ModelSettings(_Frozen):
     block_scaling: bool = True
     hazards: Literal["proportional", "free"] = "proportional"
 
-    @model_validator(mode="after")
-    def _heads(self) -> Self:
-        if self.width % self.heads:
+    @field_validator("heads")
+    @classmethod
+    def _divides(cls, heads: int, info: ValidationInfo) -> int:
+        if info.data.get("width", heads) % heads:
             message = "width must be a multiple of heads"
             raise ValueError(message)
-        if self.layers == 0 and not self.linear_path:
+        return heads
+
+    @field_validator("linear_path")
+    @classmethod
+    def _something(cls, linear_path: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's way to call
+        if info.data.get("layers") == 0 and not linear_path:
             message = "layers = 0 needs linear_path = true, or there is no network"
             raise ValueError(message)
-        return self
+        return linear_path
 
 
-class Training(_Frozen):
+class Training(Frozen):
     """How a site trains in a round, and how many rounds there are.
 
     Attributes:
@@ -280,7 +323,7 @@ class Training(_Frozen):
     l1: NonNegative = 0.0
     dropout: Fraction = 0.0
     input_dropout: Fraction = 0.0
-    class_weights: Literal["none", "balanced"] | dict[Name, tuple[Positive, ...]] = "none"
+    class_weights: Literal["none", "balanced"] | dict[Key, tuple[Positive, ...]] = "none"
     dtype: Literal["float32", "float64"] = "float32"
     range: Positive = 4096.0
     max_sites: Annotated[int, Field(ge=1, le=100_000)] = 1000
@@ -288,15 +331,17 @@ class Training(_Frozen):
     deadline_minutes: Positive = 60.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
-    @model_validator(mode="after")
-    def _fits_ring(self) -> Self:
-        if self.range * self.max_sites > RING_LIMIT:
-            message = f"range x max_sites = {self.range * self.max_sites:g} overflows the ring; at most {RING_LIMIT:g}"
+    @field_validator("max_sites")
+    @classmethod
+    def _fits_ring(cls, max_sites: int, info: ValidationInfo) -> int:
+        largest = info.data.get("range", 0.0) * max_sites
+        if largest > RING_LIMIT:
+            message = f"range x max_sites = {largest:g} overflows the ring; at most {RING_LIMIT:g}"
             raise ValueError(message)
-        return self
+        return max_sites
 
 
-class Strategy(_Frozen):
+class Strategy(Frozen):
     """What the aggregator does with the mean of the sites' updates.
 
     Attributes:
@@ -311,7 +356,7 @@ class Strategy(_Frozen):
     tau: Positive = 1e-3
 
 
-class SplitColumn(_Frozen):
+class SplitColumn(Frozen):
     """A published split: a column and which of its values mean what."""
 
     column: str
@@ -320,38 +365,58 @@ class SplitColumn(_Frozen):
     validation: tuple[str, ...] = ()
     test: Annotated[tuple[str, ...], Field(min_length=1)]
 
+    @field_validator("test")
+    @classmethod
+    def _disjoint(cls, test: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        _distinct((*info.data.get("train", ()), *info.data.get("validation", ()), *test))
+        return test
 
-class SplitFractions(_Frozen):
+
+class SplitFractions(Frozen):
     """A seeded split by patient, stratified by the main task within each site (D-02, D-19)."""
 
     train: Annotated[float, Field(gt=0, lt=1)] = 0.70
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.15
     test: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
-    @model_validator(mode="after")
-    def _sum(self) -> Self:
-        if not math.isclose(self.train + self.validation + self.test, 1.0, abs_tol=1e-9):
-            message = "train + validation + test must be 1"
-            raise ValueError(message)
-        return self
+    @field_validator("test")
+    @classmethod
+    def _sum(cls, test: float, info: ValidationInfo) -> float:
+        if {"train", "validation"} <= set(info.data):
+            total = info.data["train"] + info.data["validation"] + test
+            if not math.isclose(total, 1.0, abs_tol=1e-9):
+                message = "train + validation + test must be 1"
+                raise ValueError(message)
+        return test
 
 
-class Subgroup(_Frozen):
+def _split_kind(value: Any) -> str:
+    keys = value if isinstance(value, dict) else ()
+    return "split column" if isinstance(value, SplitColumn) or "column" in keys else "split fractions"
+
+
+Split = Annotated[
+    Annotated[SplitColumn, Tag("split column")] | Annotated[SplitFractions, Tag("split fractions")],
+    Discriminator(_split_kind),
+]
+
+
+class Subgroup(Frozen):
     """A column whose values, or bands between `edges`, get a metric of their own."""
 
     column: str
     table: str | None = None
-    values: tuple[str, ...] | None = None
-    edges: tuple[float, ...] | None = None
+    values: Annotated[Distinct, Field(min_length=1)] | None = None
+    edges: Annotated[tuple[float, ...], Field(min_length=2)] | None = None
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.values is None) == (self.edges is None):
+    @field_validator("edges")
+    @classmethod
+    def _one(cls, edges: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        if "values" in info.data and (info.data["values"] is None) == (edges is None):
             message = "give either values or edges"
             raise ValueError(message)
-        if self.edges is not None:
-            _ascending(self.edges, "edges")
-        return self
+        _ascending(edges or ())
+        return edges
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -362,7 +427,7 @@ class Subgroup(_Frozen):
         return tuple(f"{a:g}-{b:g}" for a, b in pairwise(edges))
 
 
-class Reference(_Frozen):
+class Reference(Frozen):
     """A simple model on a few features, so that a report shows what the network adds to them.
 
     Attributes:
@@ -374,7 +439,7 @@ class Reference(_Frozen):
     penalty: NonNegative = 0.01
 
 
-class Evaluation(_Frozen):
+class Evaluation(Frozen):
     """How the model is judged.
 
     Attributes:
@@ -388,11 +453,11 @@ class Evaluation(_Frozen):
         score_bins, days_per_bin: grid of the tables of counts from which every metric is read.
     """
 
-    split: SplitColumn | SplitFractions = SplitFractions()
+    split: Split = SplitFractions()
     folds: Annotated[int, Field(ge=2, le=20)] | None = None
     resplits: Annotated[int, Field(ge=0, le=200)] = 0
-    subgroups: dict[Name, Subgroup] = {}
-    reference: dict[Name, Reference] = {}
+    subgroups: dict[Name, Subgroup] = Field(default_factory=dict)
+    reference: dict[Name, Reference] = Field(default_factory=dict)
     main_reference: str | None = None
     minimum_shown: Annotated[int, Field(ge=1)] = 10
     minimum_events: Annotated[int, Field(ge=1)] = 3
@@ -400,14 +465,23 @@ class Evaluation(_Frozen):
     days_per_bin: Positive = 10.0
     bootstrap: Annotated[int, Field(ge=50, le=10_000)] = 400
 
+    @field_validator("main_reference")
+    @classmethod
+    def _named(cls, main: str | None, info: ValidationInfo) -> str | None:
+        named = info.data.get("reference")
+        if named is not None and ((main is None) != (not named) or (named and main not in named)):
+            message = f"expected one of {', '.join(named) or 'none'}"
+            raise ValueError(message)
+        return main
 
-class Privacy(_Frozen):
+
+class Privacy(Frozen):
     """What noise is added, and where."""
 
     noise: Literal["none"] = "none"
 
 
-class Simulation(_Frozen):
+class Simulation(Frozen):
     """How a single machine plays the consortium; not part of the plan's hash.
 
     Attributes:
@@ -419,14 +493,14 @@ class Simulation(_Frozen):
     cohort: dict[str, Any] | None = None
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """A whole study. Build it with `load` or `parse`."""
 
     format: Literal[1] = 1
     study: StudyHeader
+    tasks: Annotated[dict[Key, Task], Field(min_length=1)]
     main_task: str
-    tasks: Annotated[dict[Name, Task], Field(min_length=1)]
-    modalities: Annotated[dict[Name, Modality], Field(min_length=1)]
+    modalities: Annotated[dict[Key, Modality], Field(min_length=1)]
     model: ModelSettings = ModelSettings()
     training: Training
     strategy: Strategy = Strategy()
@@ -434,27 +508,29 @@ class Plan(_Frozen):
     privacy: Privacy = Privacy()
     simulation: Simulation = Simulation()
 
-    @model_validator(mode="after")
-    def _references(self) -> Self:
-        problems = []
-        if self.main_task not in self.tasks:
-            problems.append(f"main_task: no task has this name; there are {', '.join(self.tasks)}")
-        weights = self.training.class_weights
-        if isinstance(weights, dict):
-            for name, values in weights.items():
-                task = self.tasks.get(name)
-                if not isinstance(task, ClassificationTask):
-                    problems.append(f"training.class_weights.{name}: not a classification task")
-                elif len(values) != len(task.classes):
-                    problems.append(
-                        f"training.class_weights.{name}: {len(values)} weights for {len(task.classes)} classes"
-                    )
-        main, named = self.evaluation.main_reference, self.evaluation.reference
-        if (main is None) != (not named) or (named and main not in named):
-            problems.append(f"evaluation.main_reference: expected one of {', '.join(named) or 'none'}")
+    @field_validator("main_task")
+    @classmethod
+    def _is_a_task(cls, main: str, info: ValidationInfo) -> str:
+        tasks = info.data.get("tasks", {main: None})
+        if main not in tasks:
+            message = f"no task has this name; there are {', '.join(tasks)}"
+            raise ValueError(message)
+        return main
+
+    @field_validator("training")
+    @classmethod
+    def _weights(cls, training: Training, info: ValidationInfo) -> Training:
+        weights, problems = training.class_weights, []
+        tasks: Mapping[str, Any] = info.data.get("tasks") or {}
+        for name, values in weights.items() if isinstance(weights, dict) and tasks else ():
+            task = tasks.get(name)
+            if not isinstance(task, ClassificationTask):
+                problems.append(f".class_weights.{name}: not a classification task")
+            elif len(values) != len(task.classes):
+                problems.append(f".class_weights.{name}: {len(values)} weights for {len(task.classes)} classes")
         if problems:
             raise ValueError("\n".join(problems))
-        return self
+        return training
 
     @cached_property
     def canonical(self) -> bytes:
@@ -471,47 +547,6 @@ class Plan(_Frozen):
     def task_names(self) -> tuple[str, ...]:
         """All tasks, the main one first, the others by name."""
         return (self.main_task, *sorted(set(self.tasks) - {self.main_task}))
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        ConfigError: the file cannot be read or is not TOML; the message has the line.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
-
-
-def validate(model: type[M], content: dict[str, Any], where: str) -> M:
-    """Parse `content` into `model`, strictly, naming every mistake with its path.
-
-    Raises:
-        ConfigError: one line per mistake.
-    """
-    try:
-        # JSON mode: strict types, and arrays may become tuples.
-        return model.model_validate_json(json.dumps(content))
-    except TypeError:
-        raise ConfigError(f"{where}: dates are not used here; write text or a number") from None
-    except ValidationError as error:
-        lines = []
-        for mistake in error.errors(include_url=False, include_input=False):
-            tags = {"classification", "survival", "numeric", "categorical", "ordinal"}
-            path = ".".join(str(p) for p in mistake["loc"] if not (isinstance(p, str) and p in tags))
-            message = mistake["msg"].removeprefix("Value error, ")
-            if mistake["type"] == "extra_forbidden":
-                message = "unknown key; remove it or check its spelling"
-            elif mistake["type"] == "missing":
-                message = "is missing"
-            lines += [f"{where}: {path}: {m}" if path else f"{where}: {m}" for m in message.split("\n")]
-        raise ConfigError(*lines) from None
 
 
 def parse(content: dict[str, Any], where: str = "study") -> Plan:

@@ -28,11 +28,12 @@ def encode(values: NDArray[np.float64], bound: float) -> NDArray[np.uint64]:
 
     Guarantees:
         - |decode(encode(x)) - x| <= STEP / 2 for every coordinate.
-        - A value that is not finite, or larger than `bound`, raises; nothing wraps silently.
+        - A value that is not finite, or larger than `bound` or RING_LIMIT, raises; nothing wraps silently.
 
     Raises:
         DataError: a value is out of range. The message does not contain it.
     """
+    bound = min(bound, RING_LIMIT)
     # The comparison is written so that NaN fails it too.
     if not np.all(np.abs(values) <= bound):
         count = int(np.size(values) - np.count_nonzero(np.abs(values) <= bound))

@@ -41,11 +41,11 @@ def dense(size: int, cells: NDArray[np.int64], counts: NDArray[np.float64]) -> N
     """Inverse of `sparse`.
 
     Raises:
-        RemoteProtocolError: a place beyond `size`, not ascending, or a count that is not finite.
+        RemoteProtocolError: a place beyond `size`, not ascending, or a count that is not finite and positive.
     """
-    ok = len(cells) == len(counts) and bool(np.isfinite(counts).all())
-    if ok and len(cells):
-        ok = bool(cells[0] >= 0 and cells[-1] < size and (np.diff(cells) > 0).all())
+    ok = len(cells) == len(counts) and bool((np.isfinite(counts) & (counts > 0)).all())
+    # Compared, not subtracted: a difference of hostile places could wrap.
+    ok = ok and bool(((cells >= 0) & (cells < size)).all() and (cells[1:] > cells[:-1]).all())
     if not ok:
         raise RemoteProtocolError("tables with cells that do not exist")
     vector = np.zeros(size)

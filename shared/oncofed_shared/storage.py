@@ -19,8 +19,11 @@ from oncofed_shared.errors import DataError, StorageError
 __all__ = ["dump_json", "read_arrays", "write_arrays", "write_whole"]
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
     """Write a file so that a reader, a crash or a full disk sees the old one or the new one, never a part.
+
+    Args:
+        private: readable by its owner alone, for a site's state; otherwise by everybody, for reports.
 
     Raises:
         StorageError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -33,13 +36,16 @@ def write_whole(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o600 if private else 0o644)
         Path(temporary).replace(path)
+        temporary = None
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise StorageError(
             f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
 
 
 def dump_json(content: Any) -> bytes:
@@ -47,11 +53,11 @@ def dump_json(content: Any) -> bytes:
     return (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any]) -> None:
+def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any], *, private: bool = False) -> None:
     """Write named arrays and JSON facts as one safetensors file; equal content gives equal bytes."""
     whole = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
-    write_whole(path, save_tensors(whole, metadata={"oncofed": text}))
+    write_whole(path, save_tensors(whole, metadata={"oncofed": text}), private=private)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_shared.scoring import dense, sparse
-from oncofed_simulations.loopback import FakeClock, Traffic, drive
+from oncofed_simulations.loopback import FakeClock, Tap, drive
 from oncofed_simulations.pooled import PooledSource
 
 __all__ = ["POOLED", "Consortium", "Run", "SparseTables", "could_train", "folder_settings", "open_site"]
@@ -50,7 +50,7 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    return Site(source, {plan.hash: plan}, minimum_cohort=least)
+    return Site(source, {plan.hash: plan}, minimum_cohort=least, state=state)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -80,15 +80,11 @@ class Run:
 
     Attributes:
         state: the aggregator's last state, its tables taken out.
-        seconds: of this process; a resumed run counts from its resumption.
     """
 
     trial: Trial
     state: State
     tables: SparseTables
-    seconds: float
-    bytes_up: int
-    bytes_down: int
 
 
 def could_train(plan: Plan, site: Site, trial: Trial) -> bool:
@@ -109,6 +105,7 @@ class Consortium:
         store: folder of snapshots and finished runs; a run found there is not repeated.
         interrupted: asked between two rounds; when true the run is saved and `Interrupted` raised.
         watch: called after every round with a run's key and its aggregator.
+        tap: sees every byte over a site's boundary.
     """
 
     plan: Plan
@@ -117,7 +114,7 @@ class Consortium:
     store: Path
     interrupted: Callable[[], bool] = lambda: False
     watch: Callable[[str, Aggregator], None] = lambda key, aggregator: None
-    traffic: Traffic = field(default_factory=Traffic)
+    tap: Tap = lambda direction, site, content: None
 
     def federated(self, trial: Trial) -> Run:
         """All sites together."""
@@ -146,24 +143,19 @@ class Consortium:
         aggregator = Aggregator(
             self.plan, roster, trial, session=f"{self.plan.hash[:16]}/{key}", curves=curves, state=state
         )
-        traffic = Traffic(tap=self.traffic.tap)
-        started = time.monotonic()
-        drive(aggregator, members, traffic=traffic, clock=FakeClock(), after_step=self._keeper(key, path))
+        drive(
+            aggregator,
+            members,
+            clock=FakeClock(),
+            tap=self.tap,
+            after_step=self._keeper(key, path),
+        )
         final = aggregator.state
         if final.phase is Phase.FAILED:
             raise RemoteProtocolError(f"{key}: the run failed: {final.why}", code="failed")
         if state is None or state.phase is not Phase.DONE:
             save_state(path, final)
-        self.traffic.up += traffic.up
-        self.traffic.down += traffic.down
-        return Run(
-            trial=trial,
-            state=replace(final, tables={}),
-            tables=SparseTables(final.tables),
-            seconds=time.monotonic() - started,
-            bytes_up=traffic.up,
-            bytes_down=traffic.down,
-        )
+        return Run(trial=trial, state=replace(final, tables={}), tables=SparseTables(final.tables))
 
     def _keeper(self, key: str, path: Path) -> Callable[[Aggregator], None]:
         last = time.monotonic()

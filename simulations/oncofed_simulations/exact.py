@@ -13,6 +13,7 @@ from sksurv.metrics import concordance_index_censored
 from oncofed_client.site import Site, training_set
 from oncofed_server.aggregator import Aggregator, Roster
 from oncofed_shared.losses import predict
+from oncofed_shared.metrics import truncate
 from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_simulations.consortium import Run
@@ -49,10 +50,9 @@ def _numbers(plan: Plan, task_name: str, predictions: Values, labels: Values) ->
     if isinstance(task, SurvivalTask):
         known = ~np.isnan(labels[:, 0])
         risk = 1 - predictions[known, task.edges.index(task.horizon) - 1]
-        event = labels[known, 1] == 1
-        days = labels[known, 0]
         # Follow-up beyond the last edge is not modelled, in the tables neither.
-        event, days = event & (days <= task.edges[-1]), np.minimum(days, task.edges[-1])
+        days, events = truncate(task, labels[known]).T
+        event = events == 1
         if not event.any():
             return {}
         return {"c_index": float(concordance_index_censored(event, days, risk)[0])}

@@ -147,8 +147,10 @@ def _unknown_folds(path: Path, rows: tuple[Row, ...]) -> list[str]:
     if not wrong:
         return []
     return [
-        f"{path}: {_places(wrong)}: columns fold and fold2: expected train or test, "
-        f"and the same with a region's digit 0 to {len(REGIONS) - 1}, such as train_0"
+        (
+            f"{path}: {_places(wrong)}: columns fold and fold2: expected train or test, "
+            f"and the same with a region's digit 0 to {len(REGIONS) - 1}, such as train_0"
+        )
     ]
 
 

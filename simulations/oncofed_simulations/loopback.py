@@ -1,20 +1,21 @@
 """The in-process driver: real sites, the real aggregator, real bytes, a fake clock.
 
-Every message is serialised and parsed on its way, as on a wire; `Traffic.tap` sees each byte that crosses a site's boundary.
+Every message is serialised and parsed on its way, as on a wire; a tap sees each byte that crosses a site's boundary.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Received, Start, Tick
+from oncofed_server.aggregator import Aggregator, Cost, Received, Start, Tick
 from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.messages import from_bytes, to_bytes
 
-__all__ = ["FakeClock", "Traffic", "drive"]
+__all__ = ["FakeClock", "Tap", "drive"]
 
 Tap = Callable[[str, str, bytes], None]
 
@@ -30,39 +31,18 @@ class FakeClock:
         self.now += seconds
 
 
-@dataclass
-class Traffic:
-    """Bytes over the sites' boundaries, and a tap on them.
-
-    Attributes:
-        tap: called with ("up" or "down", site, bytes).
-    """
-
-    up: int = 0
-    down: int = 0
-    tap: Tap | None = None
-
-    def record(self, direction: str, site: str, content: bytes) -> None:
-        """Count one message."""
-        if direction == "up":
-            self.up += len(content)
-        else:
-            self.down += len(content)
-        if self.tap is not None:
-            self.tap(direction, site, content)
-
-
 def drive(
     aggregator: Aggregator,
     sites: Mapping[str, Site],
     *,
-    traffic: Traffic,
+    tap: Tap = lambda direction, site, content: None,
     clock: FakeClock,
     after_step: Callable[[Aggregator], None] | None = None,
 ) -> None:
     """Run until the aggregator has finished.
 
     Args:
+        tap: sees every message: ("up" or "down", site, bytes).
         after_step: called after every event, for progress, snapshots and interruption.
     """
     queue = deque(aggregator.step(Start(now=clock.now)))
@@ -79,9 +59,11 @@ def drive(
         if outgoing.request is not request:
             # All sites get the same object in a step, so it is serialised once.
             request, sent = outgoing.request, to_bytes(outgoing.request)
-        traffic.record("down", outgoing.site, sent)
+        tap("down", outgoing.site, sent)
+        started = time.perf_counter()
         reply = to_bytes(sites[outgoing.site].handle(from_bytes(sent)))  # type: ignore[arg-type]
-        traffic.record("up", outgoing.site, reply)
-        queue.extend(aggregator.step(Received(now=clock.now, reply=from_bytes(reply))))  # type: ignore[arg-type]
+        tap("up", outgoing.site, reply)
+        cost = Cost(bytes_up=len(reply), bytes_down=len(sent), seconds=time.perf_counter() - started)
+        queue.extend(aggregator.step(Received(now=clock.now, reply=from_bytes(reply), cost=cost)))  # type: ignore[arg-type]
         if after_step is not None:
             after_step(aggregator)

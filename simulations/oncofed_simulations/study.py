@@ -34,7 +34,7 @@ UNCHARGED = (
     "column names and numbers of patients of each site",
     "sums per column over each site's training patients (scaling, class weights)",
     "each site's update and mean training loss in every round",
-    "tables of counts (score bin by outcome) of each site, for validation and test",
+    "tables of counts of each site, for validation and test: with few patients nearly a list of (risk, outcome)",
 )
 RESPLIT_SEEDS = 1000
 Replicates = Sequence[SparseTables]
@@ -144,8 +144,8 @@ class Study:
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": {p: importlib.metadata.version(p) for p in PACKAGES} | {"python": platform.python_version()},
             "seeds": list(self.seeds),
-            "bytes_up": sum(r.bytes_up for r in main),
-            "bytes_down": sum(r.bytes_down for r in main),
+            "bytes_up": sum(r.state.cost.bytes_up for r in main),
+            "bytes_down": sum(r.state.cost.bytes_down for r in main),
             "rounds": [entry for run in main for entry in self._curve(run)],
             "uncharged": list(UNCHARGED),
             "sites": self._site_rows(main[0]),
@@ -187,16 +187,15 @@ class Study:
         return _by_arm({a: spread(self.plan, t, self.sites, "per_fold") for a, t in each.items()})
 
     def _curve(self, run: Run) -> list[dict[str, Any]]:
-        rounds = len(run.state.losses)
         entries = []
-        for i, loss in enumerate(run.state.losses, 1):
+        for i, (loss, cost) in enumerate(zip(run.state.losses, run.state.costs, strict=True), 1):
             entry: dict[str, Any] = {
                 "seed": run.trial.seed,
                 "round": i,
                 "train_loss": loss,
-                "seconds": run.seconds / rounds,
-                "bytes_up": run.bytes_up // rounds,
-                "bytes_down": run.bytes_down // rounds,
+                "seconds": cost.seconds,
+                "bytes_up": cost.bytes_up,
+                "bytes_down": cost.bytes_down,
                 "validation": {},
             }
             if run.trial.fold >= 0:

@@ -342,6 +342,7 @@ def test_hostile_names_stay_text(page: str) -> None:
         "2.13.0",
     ]
     names = {name: f"{k}{hostile}{name}" for k, name in enumerate(chosen)}
+    names |= {f"idh.{k}": f"{names['idh']}.{k}" for k in range(2)}
     shown = render(_renamed(sample(), names))
     assert Reader(shown).tags == Reader(page).tags, "no element was added or lost"
     assert "<script" not in shown
@@ -534,6 +535,25 @@ def test_headline_is_honest(
     assert words in text
     assert "0.756 (95 % interval 0.710 to 0.800)" in text
     assert "\n" not in text
+
+
+def test_headline_names_another_reference_that_does_as_well() -> None:
+    result = sample()
+    result["references"]["linear"]["survival"]["c_index"]["overall"] = 0.755
+    assert headline(result).endswith("no better than the reference all columns, linear (0.755).")
+    assert "A simple reference model does as well, or better: all columns, linear (0.755)" in render(result)
+    assert "all columns, linear" not in headline(sample())
+
+
+def test_folds_are_runs_of_their_own_and_all_reference_models_are_in_the_re_splits() -> None:
+    result = sample()
+    for entry in result["rounds"]:
+        entry["fold"] = entry["round"] % 2
+    spreads = result["resplits"]["survival"]["c_index"]
+    spreads["linear"] = spreads["reference"]
+    read = Reader(render(result))
+    assert set(read.tables["Bytes and time of each run"]) >= {"seed 0, fold 0", "seed 4, fold 1"}
+    assert read.tables["Random re-splits of survival"]["Reference (all columns, linear)"][0] == 0.719
 
 
 def test_headline_says_chance_and_absence() -> None:
