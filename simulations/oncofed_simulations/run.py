@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from oncofed_client.site import Site
+from oncofed_client.source import FolderSource
 from oncofed_server.aggregator import Aggregator, Roster
 from oncofed_server.report import headline, write_report
 from oncofed_shared.errors import ConfigError, StorageError
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_arrays, write_whole
 from oncofed_simulations.consortium import Consortium, Run, open_site
+from oncofed_simulations.flower_engine import FlowerEngine
+from oncofed_simulations.flower_job import Member
 from oncofed_simulations.folders import site_folders
+from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.study import Study
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
-__all__ = ["Options", "run_study"]
+__all__ = ["Engine", "Options", "run_study"]
+
+
+class Engine(enum.StrEnum):
+    """What drives the federated runs; the model has the same bytes."""
+
+    LOOPBACK = "loopback"
+    FLOWER = "flower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +43,9 @@ class Options:
     Attributes:
         watch: called after every round with the run's key, the number of runs and the aggregator.
         interrupted: whether to stop between two rounds.
+        engine: what runs the federated trials.
+        ray_address: HOST:PORT of a Ray cluster, for Flower's engine.
+        environment: of the processes that Flower's engine starts.
     """
 
     sites: Path | None
@@ -45,6 +60,9 @@ class Options:
     interrupted: Callable[[], bool] = lambda: False
     announce: Callable[[int], None] = lambda rounds: None
     command: str = ""
+    engine: Engine = Engine.LOOPBACK
+    ray_address: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_study(plan: Plan, options: Options) -> dict[str, Any]:
@@ -70,13 +88,36 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
     )
     study = Study(plan, consortium, seeds=options.seeds, baselines=options.baselines)
     options.announce(study.rounds())
+    if options.engine is Engine.FLOWER:
+        _by_flower(plan, options, consortium).run(study.federated_trials())
     released, result = study.train()
     result["command"] = options.command
     result["seconds"] = round(time.monotonic() - started, 3)
     _write(plan, options, released, result)
-    _write_journals(options.out, consortium)
+    for site in (consortium.sites | consortium.externals).values():
+        keep_journal(site)
     shutil.rmtree(options.out / "progress", ignore_errors=True)
     return result
+
+
+def _by_flower(plan: Plan, options: Options, consortium: Consortium) -> FlowerEngine:
+    """Flower's engine over the same hospitals; what it has finished, the consortium finds in its store."""
+    members = [
+        Member(name=name, folder=str(site.source.folder.resolve()), state=str(site.state.resolve()), external=external)
+        for group, external in ((consortium.sites, False), (consortium.externals, True))
+        for name, site in group.items()
+        if isinstance(site.source, FolderSource) and site.state is not None
+    ]
+    return FlowerEngine(
+        plan=plan,
+        members=tuple(members),
+        minimum=options.min_patients,
+        out=options.out,
+        environment=options.environment,
+        ray_address=options.ray_address,
+        interrupted=options.interrupted,
+        watch=options.watch,
+    )
 
 
 def _claim(plan: Plan, options: Options) -> None:
@@ -95,7 +136,7 @@ def _claim(plan: Plan, options: Options) -> None:
                     "--seeds, or choose another folder"
                 )
             return
-        for name in ("progress", "sites"):
+        for name in ("progress", "sites", "flower"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in ("report.html", "result.json", "model.safetensors", "manifest.json"):
             (out / name).unlink(missing_ok=True)
@@ -175,11 +216,3 @@ def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) 
         "headline": headline(result),
     }
     write_whole(out / "manifest.json", dump_json(manifest))
-
-
-def _write_journals(out: Path, consortium: Consortium) -> None:
-    """What a site said no to, and why, into that site's own folder."""
-    for name, site in (consortium.sites | consortium.externals).items():
-        if site.journal:
-            text = "\n".join(site.journal) + "\n"
-            write_whole(out / "sites" / name / "journal.txt", text.encode())

@@ -55,7 +55,9 @@ def shared(new_world: Callable[..., Any]) -> Any:
 def undisturbed(shared: Any, executable: str) -> Path:
     """OUT of a run in a process of its own that nobody disturbed."""
     out = Path(shared.root / "undisturbed")
-    subprocess.run([executable, *shared.arguments("--no-baselines", "--out", str(out))], check=True, capture_output=True)
+    subprocess.run(
+        [executable, *shared.arguments("--no-baselines", "--out", str(out))], check=True, capture_output=True
+    )
     return out
 
 
