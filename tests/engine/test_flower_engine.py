@@ -81,7 +81,8 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
     def write(*, evaluation: dict[str, Any] | None = None, **training: Any) -> Path:
         content = STUDY | {"training": STUDY["training"] | training}
-        content |= {"evaluation": STUDY["evaluation"] | (evaluation or {})}
+        judged = STUDY["evaluation"] | (evaluation or {})
+        content["evaluation"] = {k: v for k, v in judged.items() if v is not None}
         path = tmp_path_factory.mktemp("study") / "study.toml"
         path.write_text(tomli_w.dumps(content), encoding="utf-8")
         return path

@@ -216,6 +216,10 @@ class World:
         """Write hospitals and study."""
         for hospital in self.hospitals:
             hospital.write(self.sites)
+        return self.write_study()
+
+    def write_study(self) -> World:
+        """Write the study alone."""
         self.study.write_text(tomli_w.dumps(self.content), encoding="utf-8")
         return self
 
