@@ -173,11 +173,16 @@ class KeptRun:
     found: bool
 
     @staticmethod
-    def open(plan: Plan, store: Path, arm: str, roster: Roster, trial: Trial, *, curves: bool) -> KeptRun:
-        """A new run, or one that goes on from its snapshot in `store`."""
+    def place(store: Path, arm: str, trial: Trial) -> tuple[str, Path]:
+        """A run's name and its file."""
         key = f"{arm}.{'resplit' if trial.resplit else 'seed'}{trial.seed}"
         key += f".fold{trial.fold}" if trial.fold >= 0 else ""
-        path = store / f"{key}.safetensors"
+        return key, store / f"{key}.safetensors"
+
+    @staticmethod
+    def open(plan: Plan, store: Path, arm: str, roster: Roster, trial: Trial, *, curves: bool) -> KeptRun:
+        """A new run, or one that goes on from its snapshot in `store`."""
+        key, path = KeptRun.place(store, arm, trial)
         state = load_state(path, plan) if path.exists() else None
         session = f"{plan.hash[:16]}/{key}"
         aggregator = Aggregator(plan, roster, trial, session=session, curves=curves, state=state)

@@ -113,7 +113,7 @@ def _send(processes: Iterable[psutil.Process], number: signal.Signals) -> None:
 def runs(pid: int) -> bool:
     """Whether there is such a process, and it is not dead and waiting to be buried."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

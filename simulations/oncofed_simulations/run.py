@@ -118,7 +118,8 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
     except OncofedError:
         _remove_products(options.out)
         raise
-    shutil.rmtree(options.out / "progress", ignore_errors=True)
+    for name in ("progress", "flower"):
+        shutil.rmtree(options.out / name, ignore_errors=True)
     return result
 
 
