@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,18 @@ from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.loopback import FakeClock, Tap, drive
 from oncofed_simulations.pooled import PooledSource
 
-__all__ = ["POOLED", "Consortium", "Run", "SparseTables", "could_train", "folder_settings", "open_site"]
+__all__ = [
+    "POOLED",
+    "Consortium",
+    "KeptRun",
+    "Run",
+    "SparseTables",
+    "could_train",
+    "federated_roster",
+    "folder_settings",
+    "keeper",
+    "open_site",
+]
 
 POOLED = "all sites pooled"
 SNAPSHOT_SECONDS = 5.0
@@ -118,8 +129,7 @@ class Consortium:
 
     def federated(self, trial: Trial) -> Run:
         """All sites together."""
-        names = tuple(self.sites)
-        roster = Roster(trainers=names, evaluators=names, externals=tuple(self.externals))
+        roster = federated_roster(self.sites, self.externals)
         return self._run("federated", roster, trial, self.sites | self.externals, curves=True)
 
     def pooled(self, trial: Trial) -> Run:
@@ -136,44 +146,87 @@ class Consortium:
         return self._run(f"alone-{name}", roster, trial, self.sites, curves=False)
 
     def _run(self, arm: str, roster: Roster, trial: Trial, members: Mapping[str, Site], *, curves: bool) -> Run:
-        key = f"{arm}.{'resplit' if trial.resplit else 'seed'}{trial.seed}"
-        key += f".fold{trial.fold}" if trial.fold >= 0 else ""
-        path = self.store / f"{key}.safetensors"
-        state = load_state(path, self.plan) if path.exists() else None
-        aggregator = Aggregator(
-            self.plan, roster, trial, session=f"{self.plan.hash[:16]}/{key}", curves=curves, state=state
-        )
+        kept = KeptRun.open(self.plan, self.store, arm, roster, trial, curves=curves)
         drive(
-            aggregator,
+            kept.aggregator,
             members,
             clock=FakeClock(),
             tap=self.tap,
-            after_step=self._keeper(key, path),
+            after_step=keeper(kept, self.watch, self.interrupted),
         )
-        final = aggregator.state
-        if final.phase is Phase.FAILED:
-            raise RemoteProtocolError(f"{key}: the run failed: {final.why}", code="failed")
-        if state is None or state.phase is not Phase.DONE:
-            save_state(path, final)
+        kept.close()
+        final = kept.aggregator.state
         return Run(trial=trial, state=replace(final, tables={}), tables=SparseTables(final.tables))
 
-    def _keeper(self, key: str, path: Path) -> Callable[[Aggregator], None]:
-        last = time.monotonic()
-        seen = -1
 
-        def keep(aggregator: Aggregator) -> None:
-            nonlocal last, seen
-            state = aggregator.state
-            between = state.phase is Phase.TRAIN and state.total is None and state.round != seen
-            if not between:
-                return
-            seen = state.round
-            self.watch(key, aggregator)
-            stop = self.interrupted()
-            if stop or time.monotonic() - last > SNAPSHOT_SECONDS:
-                save_state(path, state)
-                last = time.monotonic()
-            if stop:
-                raise Interrupted(f"stopped in round {state.round} of {key}; --resume goes on from there")
+@dataclass(frozen=True, kw_only=True)
+class KeptRun:
+    """A training run and the file that it goes on from, whichever engine drives it.
 
-        return keep
+    Attributes:
+        found: it was finished already when it was opened.
+    """
+
+    key: str
+    path: Path
+    aggregator: Aggregator
+    found: bool
+
+    @staticmethod
+    def place(store: Path, arm: str, trial: Trial) -> tuple[str, Path]:
+        """A run's name and its file."""
+        key = f"{arm}.{'resplit' if trial.resplit else 'seed'}{trial.seed}"
+        key += f".fold{trial.fold}" if trial.fold >= 0 else ""
+        return key, store / f"{key}.safetensors"
+
+    @staticmethod
+    def open(plan: Plan, store: Path, arm: str, roster: Roster, trial: Trial, *, curves: bool) -> KeptRun:
+        """A new run, or one that goes on from its snapshot in `store`."""
+        key, path = KeptRun.place(store, arm, trial)
+        state = load_state(path, plan) if path.exists() else None
+        session = f"{plan.hash[:16]}/{key}"
+        aggregator = Aggregator(plan, roster, trial, session=session, curves=curves, state=state)
+        return KeptRun(key=key, path=path, aggregator=aggregator, found=aggregator.state.phase is Phase.DONE)
+
+    def close(self) -> None:
+        """Keep a finished run.
+
+        Raises:
+            RemoteProtocolError: it has failed.
+        """
+        final = self.aggregator.state
+        if final.phase is Phase.FAILED:
+            raise RemoteProtocolError(f"{self.key}: the run failed: {final.why}", code="failed")
+        if not self.found:
+            save_state(self.path, final)
+
+
+def federated_roster(sites: Iterable[str], externals: Iterable[str]) -> Roster:
+    """All sites together."""
+    names = tuple(sites)
+    return Roster(trainers=names, evaluators=names, externals=tuple(externals))
+
+
+def keeper(
+    kept: KeptRun, watch: Callable[[str, Aggregator], None], interrupted: Callable[[], bool]
+) -> Callable[[Aggregator], None]:
+    """What happens between two rounds: the run is watched, now and then saved, and stopped if a person wants that."""
+    last = time.monotonic()
+    seen = -1
+
+    def keep(aggregator: Aggregator) -> None:
+        nonlocal last, seen
+        state = aggregator.state
+        between = state.phase is Phase.TRAIN and state.total is None and state.round != seen
+        if not between:
+            return
+        seen = state.round
+        watch(kept.key, aggregator)
+        stop = interrupted()
+        if stop or time.monotonic() - last > SNAPSHOT_SECONDS:
+            save_state(kept.path, state)
+            last = time.monotonic()
+        if stop:
+            raise Interrupted(f"stopped in round {state.round} of {kept.key}; --resume goes on from there")
+
+    return keep

@@ -87,6 +87,15 @@ class Study:
         count = self.plan.evaluation.resplits
         return [[Trial(seed=RESPLIT_SEEDS + i, resplit=True)] for i in range(count)]
 
+    def federated_trials(self) -> list[Trial]:
+        """Every trial that all sites train together, the released one first: what another engine can run beforehand."""
+        trials = [trial for per_seed in (*self._trials(), *self._resplit_trials()) for trial in per_seed]
+        return [*([self._everybody()] if self.plan.evaluation.folds else []), *trials]
+
+    def _everybody(self) -> Trial:
+        """No fold is number k of k: the released model has learned from everybody."""
+        return Trial(seed=self.seeds[0], fold=self.plan.evaluation.folds or 0)
+
     def rounds(self) -> int:
         """Rounds of all runs together, for the progress display."""
         per_seed, resplits = len(self.folds) * len(self.seeds), self.plan.evaluation.resplits
@@ -105,8 +114,7 @@ class Study:
         federated = _each(consortium.federated, self._trials())
         released = federated[0][0]
         if plan.evaluation.folds:
-            # No fold is number k of k: the released model has learned from everybody.
-            released = consortium.federated(Trial(seed=self.seeds[0], fold=plan.evaluation.folds))
+            released = consortium.federated(self._everybody())
         runs = {"federated": federated}
         arms: dict[str, Numbers] = {}
         if self.baselines:
