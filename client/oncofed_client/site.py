@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
-from oncofed_client.training import TrainingSet, local_update
+from oncofed_client.memory import Memories, Memory
+from oncofed_client.rounds import check_control, train_round
+from oncofed_client.training import TrainingSet
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, column_sums, prepared_input
+from oncofed_shared.layers import initial_local, load_parameters, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
 from oncofed_shared.messages import (
@@ -69,13 +72,23 @@ class Source(Protocol):
 
 @dataclass(kw_only=True)
 class Session:
-    """What a site keeps of one training run."""
+    """What a site keeps of one training run.
+
+    Attributes:
+        layout: the parameters that are shared.
+        local: first values of the others.
+    """
 
     plan: Plan
     preparation: Preparation
     network: FusionNetwork
     layout: Layout
+    local: Arrays
     cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
+
+    def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
+        """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
+        return shared | {n: kept.get(n, first) for n, first in self.local.items()}
 
 
 def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
@@ -112,6 +125,7 @@ class Site:
         self.minimum_cohort = minimum_cohort
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
+        self.memories = Memories(None if state is None else state / "sessions")
 
     @property
     def name(self) -> str:
@@ -153,7 +167,7 @@ class Site:
                 sums = column_sums(plan, request.columns, values, cohort.columns, labels)
                 return Summary(head=head, site=self.name, sums=sums)
             case Open(head=head):
-                self._open(plan, head.session, request.columns, request.arrays)
+                self._open(plan, head, request.columns, request.arrays)
                 self._keep(request)
                 return Ready(head=head, site=self.name)
             case Train():
@@ -205,12 +219,19 @@ class Site:
             events=events,
         )
 
-    def _open(self, plan: Plan, name: str, columns: Columns, arrays: Arrays) -> Session:
+    def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
-        network = build(plan, preparation.columns, seed=0)
-        session = Session(plan=plan, preparation=preparation, network=network, layout=Layout.of(network))
+        network = build(plan, preparation.columns, seed=head.trial.seed)
+        layout = shared_layout(plan, network)
+        session = Session(
+            plan=plan,
+            preparation=preparation,
+            network=network,
+            layout=layout,
+            local=initial_local(layout, network),
+        )
         # One session at a time: the memory of a site does not grow with the runs it has seen.
-        self.sessions = {name: session}
+        self.sessions = {head.session: session}
         return session
 
     def _path(self, session: str) -> Path | None:
@@ -234,7 +255,7 @@ class Site:
         if facts["plan_hash"] != head.plan_hash:
             raise RemoteProtocolError("this session belongs to another plan", code="unknown-session")
         columns = {m: tuple(c) for m, c in facts["columns"].items()}
-        return self._open(self.plans[head.plan_hash], head.session, columns, arrays)
+        return self._open(self.plans[head.plan_hash], head, columns, arrays)
 
     def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
         cohort = self.source.cohort(session.plan)
@@ -247,26 +268,33 @@ class Site:
         return cohort, data
 
     def _train(self, request: Train) -> Update:
-        session = self._session(request.head)
+        head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
-        _, data = self._data(session, request.head.trial, "train")
-        total = local_update(
+        check_control(session.plan, session.layout, request.control)
+        _, data = self._data(session, head.trial, "train")
+        kept = self.memories.of(head).at(request.round) if session.plan.strategy.site_memory else {}
+        total, after = train_round(
             session.plan,
             session.network,
             session.layout,
             data,
-            request.parameters,
-            key=f"{request.head.trial}|{self.name}|{request.round}",
+            session.complete(request.parameters, kept),
+            control=request.control,
+            kept=kept,
+            key=f"{head.trial}|{self.name}|{request.round}",
         )
         vector = encode(total, session.plan.training.range)
-        return Update(head=request.head, site=self.name, vector=vector)
+        if session.plan.strategy.site_memory:
+            self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
+        return Update(head=head, site=self.name, vector=vector)
 
     def _evaluate(self, request: Evaluate) -> Tables:
         session = self._session(request.head)
         session.layout.check(request.parameters)
         plan, trial, part = session.plan, request.head.trial, request.part
         cohort, data = self._data(session, trial, part)
-        session.network.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in request.parameters.items()})
+        kept = self.memories.of(request.head).after if session.local else {}
+        load_parameters(session.network, session.complete(request.parameters, kept))
         session.network.eval()
         with torch.no_grad():
             predictions = predict(plan, session.network(data.values, data.seen))

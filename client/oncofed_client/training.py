@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,16 +89,26 @@ def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
 
 
 def local_update(
-    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays, *, key: str
+    plan: Plan,
+    network: FusionNetwork,
+    layout: Layout,
+    data: TrainingSet,
+    parameters: Arrays,
+    *,
+    key: str,
+    terms: Sequence[Callable[[], None]] = (),
 ) -> NDArray[np.float64]:
     """Train from `parameters` for the plan's local steps.
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
+        layout: the parameters whose change is returned.
+        parameters: all of the network's.
         key: session, site and round; decides batches and dropout, and nothing else does.
+        terms: what an aggregation rule adds to the gradients, called before every step.
 
     Returns:
-        (parameters + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
+        (parameters of `layout` + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
     """
     patients = len(data)
     if patients == 0:
@@ -122,6 +132,8 @@ def local_update(
                 for weight, decay, l1 in penalised:
                     if weight.grad is not None:
                         weight.grad += decay * weight + l1 * weight.sign() if l1 else decay * weight
+                for add in terms:
+                    add()
             optimiser.step()
     after = {n: p.detach().numpy() for n, p in network.named_parameters()}
     change = (layout.flatten(after) - layout.flatten(parameters)) * patients

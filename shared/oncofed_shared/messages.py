@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -149,16 +149,17 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """Train for one round from these parameters."""
+    """Train for one round from these parameters; `control` is SCAFFOLD's, in the order of the parameters, or empty."""
 
     head: Head
     round: int
     parameters: Arrays
+    control: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """Ring elements: patients x change of every parameter, then patients, then the sum of their losses."""
+    """Ring elements: patients x change of every shared parameter, what the rule appends, patients, the sum of their losses."""
 
     head: Head
     site: str

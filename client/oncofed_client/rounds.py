@@ -1,0 +1,140 @@
+"""A site's half of an aggregation rule: what local training adds to its gradients, sends beside its change, and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oncofed_client.training import TrainingSet, local_update
+from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.layers import load_parameters
+from oncofed_shared.layout import Layout
+from oncofed_shared.losses import patient_losses
+from oncofed_shared.messages import Arrays
+from oncofed_shared.network import FusionNetwork
+from oncofed_shared.plan import Plan
+
+__all__ = ["CONTROL", "Term", "check_control", "train_round"]
+
+Flat = NDArray[np.float64]
+Term = Callable[[], None]
+"""Adds to the gradients of a network, between the backward pass and the optimiser's step."""
+
+CONTROL = "control"
+SMALLEST_LOSS = 1e-10
+"""Added to a loss before it is raised to a power below zero; as in the authors' code and in Flower's."""
+
+
+def check_control(plan: Plan, layout: Layout, control: Flat) -> None:
+    """Compare the control of a `Train` message with the plan.
+
+    Raises:
+        RemoteProtocolError: it is there without SCAFFOLD, has another length than the shared parameters, or is not finite.
+    """
+    size = layout.size if plan.strategy.name == "scaffold" else 0
+    if len(control) != size or not np.isfinite(control).all():
+        raise RemoteProtocolError("the control does not fit the plan's rule and network")
+
+
+def _pairs(network: FusionNetwork, arrays: Arrays) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
+    return [(p, torch.from_numpy(arrays[n].copy()).to(p.dtype)) for n, p in network.named_parameters() if n in arrays]
+
+
+def _proximal(network: FusionNetwork, anchors: Arrays, mu: float) -> Term:
+    """FedProx: the gradient of mu / 2 ||w - w_global||^2 (Li et al. 2020, eq. 2)."""
+    pairs = _pairs(network, anchors)
+
+    def pull() -> None:
+        for parameter, anchor in pairs:
+            if parameter.grad is not None:
+                parameter.grad += mu * (parameter - anchor)
+
+    return pull
+
+
+def _drift(network: FusionNetwork, corrections: Arrays) -> Term:
+    """SCAFFOLD: c - c_i is added to every gradient (Karimireddy et al. 2020, eq. 3)."""
+    pairs = _pairs(network, corrections)
+
+    def correct() -> None:
+        for parameter, correction in pairs:
+            if parameter.grad is not None:
+                parameter.grad += correction
+
+    return correct
+
+
+def _terms(plan: Plan, network: FusionNetwork, layout: Layout, parameters: Arrays, shift: Flat) -> list[Term]:
+    rule = plan.strategy
+    if rule.name == "fedprox" and rule.mu:
+        return [_proximal(network, {n: parameters[n] for n in layout.shapes}, rule.mu)]
+    if rule.name == "scaffold":
+        return [_drift(network, layout.arrays(shift, "float64"))]
+    return []
+
+
+def _mean_loss(plan: Plan, network: FusionNetwork, data: TrainingSet, parameters: Arrays) -> float:
+    """F_k: mean loss over all training patients at the given parameters, without dropout and without penalties."""
+    load_parameters(network, parameters)
+    network.eval()
+    with torch.no_grad():
+        return float(patient_losses(plan, network(data.values, data.seen), data.goals).mean())
+
+
+def _fair(plan: Plan, total: Flat, loss: float) -> Flat:
+    """q-FedAvg's Delta_k and h_k (Li et al. 2020, algorithm 2, lines 5 and 6), over L = 1 / training.rate, times patients.
+
+    With dw = the change: Delta_k / L = F^q dw and h_k / L = q F^(q-1) L ||dw||^2 + F^q.
+    """
+    q, patients = plan.strategy.q or 0.0, total[-2]
+    base = loss + SMALLEST_LOSS
+    change = total[:-2]
+    length = float(np.sum((change / patients) ** 2)) / plan.training.rate
+    h = q * base ** (q - 1) * length + base**q
+    return np.concatenate([change * base**q, [patients * h], total[-2:]])
+
+
+def train_round(
+    plan: Plan,
+    network: FusionNetwork,
+    layout: Layout,
+    data: TrainingSet,
+    parameters: Arrays,
+    *,
+    control: Flat,
+    kept: Arrays,
+    key: str,
+) -> tuple[Flat, Arrays]:
+    """Train one round as the plan's rule wants it.
+
+    Args:
+        layout: the shared parameters.
+        parameters: all parameters of the network, shared and local.
+        control: SCAFFOLD's c, (shared,), or empty.
+        kept: what this site held when the round began.
+        key: decides batches and dropout.
+
+    Returns:
+        - (shared + extra + 2,): patients x change, what the rule appends, patients, sum of losses.
+        - What the site holds after the round.
+    """
+    rule = plan.strategy
+    own = kept.get(CONTROL, np.zeros(len(control)))
+    fair = rule.name == "qfedavg" and len(data) > 0
+    loss = _mean_loss(plan, network, data, parameters) if fair else 0.0
+    terms = _terms(plan, network, layout, parameters, control - own)
+    total = local_update(plan, network, layout, data, parameters, key=key, terms=terms)
+    after = dict(kept)
+    if len(data) > 0:
+        after |= {n: p.detach().numpy().copy() for n, p in network.named_parameters() if n not in layout.shapes}
+        if rule.name == "scaffold":
+            # Option II: c_i+ = c_i - c + (x - y_i) / (K eta).
+            after[CONTROL] = own - control - total[:-2] / (total[-2] * plan.training.local_steps * plan.training.rate)
+    if fair:
+        total = _fair(plan, total, loss)
+    elif rule.name == "qfedavg":
+        total = np.zeros(layout.size + 3)
+    return total, after
