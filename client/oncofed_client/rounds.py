@@ -40,7 +40,7 @@ def check_control(plan: Plan, layout: Layout, control: Flat) -> None:
 
 
 def _pairs(network: FusionNetwork, arrays: Arrays) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
-    return [(p, torch.from_numpy(arrays[n].copy()).to(p.dtype)) for n, p in network.named_parameters() if n in arrays]
+    return [(p, torch.from_numpy(arrays[n].copy()).to(p.dtype)) for n, p in network.named.items() if n in arrays]
 
 
 def _proximal(network: FusionNetwork, anchors: Arrays, mu: float) -> Term:
@@ -129,7 +129,7 @@ def train_round(
     total = local_update(plan, network, layout, data, parameters, key=key, terms=terms)
     after = dict(kept)
     if len(data) > 0:
-        after |= {n: p.detach().numpy().copy() for n, p in network.named_parameters() if n not in layout.shapes}
+        after |= {n: p.detach().numpy().copy() for n, p in network.named.items() if n not in layout.shapes}
         if rule.name == "scaffold":
             # Option II: c_i+ = c_i - c + (x - y_i) / (K eta).
             after[CONTROL] = own - control - total[:-2] / (total[-2] * plan.training.local_steps * plan.training.rate)

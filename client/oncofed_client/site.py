@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from oncofed_client.rounds import check_control, train_round
 from oncofed_client.training import TrainingSet
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, column_sums, prepared_input
+from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
 from oncofed_shared.layers import initial_local, load_parameters, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
@@ -47,7 +47,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan
-from oncofed_shared.ring import encode
+from oncofed_shared.ring import COUNT_SCALE, RING_LIMIT, encode
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
@@ -80,6 +80,7 @@ class Session:
     """
 
     plan: Plan
+    trial: Trial
     preparation: Preparation
     network: FusionNetwork
     layout: Layout
@@ -126,6 +127,7 @@ class Site:
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.memories = Memories(None if state is None else state / "sessions")
+        self._admitted: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -138,6 +140,8 @@ class Site:
         Guarantees:
             - A request of a plan that is not approved is answered with a refusal, whatever it asks.
             - Only patients whose consent holds now enter.
+            - Nothing is answered for fewer patients than the policy asks for, whatever is asked first. A withdrawal in the
+              course of a run changes the sums and not the participation.
             - The answer holds sums and counts over patients, never a row.
         """
         try:
@@ -156,10 +160,14 @@ class Site:
             )
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
+        if plan.hash not in self._admitted:
+            self.admit(plan, request.head.trial)
+            self._admitted.add(plan.hash)
         match request:
             case Describe(head=head):
                 return self._describe(plan, head)
             case Summarise(head=head):
+                check_columns(plan, request.columns)
                 cohort = self.source.cohort(plan)
                 rows = self._rows(plan, cohort, head.trial, "train")
                 values = {m: v[rows] for m, v in cohort.values.items()}
@@ -225,6 +233,7 @@ class Site:
         layout = shared_layout(plan, network)
         session = Session(
             plan=plan,
+            trial=head.trial,
             preparation=preparation,
             network=network,
             layout=layout,
@@ -241,20 +250,25 @@ class Site:
     def _keep(self, request: Open) -> None:
         path = self._path(request.head.session)
         if path is not None:
-            facts = {"plan_hash": request.head.plan_hash, "columns": dict(request.columns)}
+            facts = {**self._owner(request.head), "columns": dict(request.columns)}
             write_arrays(path, request.arrays, facts, private=True)
+
+    @staticmethod
+    def _owner(head: Head) -> dict[str, Any]:
+        """Whose a session is: the plan and the trial for which it was opened, and for no other."""
+        return {"plan_hash": head.plan_hash, "trial": asdict(head.trial)}
 
     def _session(self, head: Head) -> Session:
         session = self.sessions.get(head.session)
-        if session is not None and session.plan.hash == head.plan_hash:
+        if session is not None and session.plan.hash == head.plan_hash and session.trial == head.trial:
             return session
         path = self._path(head.session)
         if path is None or not path.exists():
             raise RemoteProtocolError("this session was never opened here", code="unknown-session")
         arrays, facts = read_arrays(path)
-        if facts["plan_hash"] != head.plan_hash:
-            raise RemoteProtocolError("this session belongs to another plan", code="unknown-session")
-        columns = {m: tuple(c) for m, c in facts["columns"].items()}
+        columns = {m: tuple(c) for m, c in facts.pop("columns").items()}
+        if facts != self._owner(head):
+            raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
         return self._open(self.plans[head.plan_hash], head, columns, arrays)
 
     def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
@@ -283,10 +297,12 @@ class Site:
             kept=kept,
             key=f"{head.trial}|{self.name}|{request.round}",
         )
-        vector = encode(total, session.plan.training.range)
+        training = session.plan.training
+        change = encode(total[:-2], training.range)
+        counts = encode(total[-2:] * COUNT_SCALE, RING_LIMIT / training.max_sites)
         if session.plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        return Update(head=head, site=self.name, vector=vector)
+        return Update(head=head, site=self.name, vector=np.concatenate([change, counts]))
 
     def _evaluate(self, request: Evaluate) -> Tables:
         session = self._session(request.head)

@@ -25,10 +25,12 @@ from numpy.typing import NDArray
 from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import Preparation, prepare, unite
+from oncofed_shared.features import Preparation, check_sums, prepare, unite
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
+    PARTS,
+    Columns,
     Describe,
     Description,
     Evaluate,
@@ -47,7 +49,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import build
 from oncofed_shared.plan import Plan
-from oncofed_shared.ring import decode
+from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
 
@@ -143,6 +145,7 @@ class State:
         tally: what else is kept of them.
         divergence: of each finished round, where it can be computed.
         participants: per finished round the sites behind it; empty where every site is asked in every round.
+        columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
@@ -160,6 +163,7 @@ class State:
     preparation: Preparation | None = None
     descriptions: Mapping[str, Description] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     total: NDArray[np.uint64] | None = None
     tally: Tally = field(default_factory=Tally)
@@ -181,6 +185,9 @@ class Aggregator:
         session: id of the run, new for every run.
         curves: whether validation is tabulated on the way.
         state: where to go on; from the start without it.
+
+    Raises:
+        ConfigError: more sites than the plan's ring can sum, or tables of counts beyond the limit.
     """
 
     def __init__(
@@ -193,6 +200,12 @@ class Aggregator:
         curves: bool = True,
         state: State | None = None,
     ) -> None:
+        if len(roster.trainers) > plan.training.max_sites:
+            raise ConfigError(
+                f"{len(roster.trainers)} sites would train, and training.max_sites is {plan.training.max_sites}; raise it, "
+                "and lower training.range if their product is then too large"
+            )
+        vector_size(plan, subgroups=True)
         self.plan = plan
         self.roster = roster
         self.trial = trial
@@ -244,9 +257,12 @@ class Aggregator:
         match event:
             case Start(now=now):
                 # After a restart the sites are given the preparation again; the round under way begins anew.
-                if self.state.server is None:
-                    return self._enter(self.state.phase, now)
-                self.state = replace(self.state, round=len(self.state.losses), round_cost=Cost())
+                state = self.state
+                if state.server is None:
+                    return self._enter(Phase.DESCRIBE, now)
+                begun = state.round if state.phase is Phase.VALIDATE else None
+                whole = {r: v for r, v in state.validation.items() if r != begun}
+                self.state = replace(state, round=len(state.losses), validation=whole, round_cost=Cost())
                 return self._enter(Phase.OPEN, now)
             case Tick(now=now):
                 return self._overdue(now) if now >= self.state.deadline else []
@@ -281,7 +297,8 @@ class Aggregator:
         members = self._members(phase)
         trainers = [t for t in self.roster.trainers if t not in self.state.excluded]
         if not trainers or not members:
-            return self._fail("no site is left that could train: " + self._reasons())
+            what = "be asked" if trainers else "train"
+            return self._fail(f"no site is left that could {what}: {self._reasons()}")
         if phase is Phase.TRAIN:
             least = self.plan.strategy.minimum_sites
             if len(members) < least:
@@ -319,8 +336,7 @@ class Aggregator:
         if state.phase is Phase.DESCRIBE:
             return lambda _: Describe(head=head)
         if state.phase is Phase.SUMMARISE:
-            columns = unite(self.plan, [state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
-            return lambda _: Summarise(head=head, columns=columns)
+            return lambda _: Summarise(head=head, columns=state.columns)
         if state.phase is Phase.OPEN:
             preparation = self._prepared()
             opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
@@ -371,21 +387,16 @@ class Aggregator:
             case Phase.DESCRIBE, Description():
                 if set(reply.columns) != set(self.plan.modalities):
                     raise RemoteProtocolError("its modalities are not those of the plan")
+                if set(reply.parts) != set(PARTS) or min(reply.parts.values()) < 0:
+                    raise RemoteProtocolError("its numbers of patients are not those of the parts")
                 self.state = replace(state, descriptions={**state.descriptions, reply.site: reply})
             case Phase.SUMMARISE, Summary():
+                check_sums(self.plan, state.columns, reply.sums)
                 self.state = replace(state, sums={**state.sums, reply.site: reply.sums})
             case Phase.OPEN, Ready():
                 pass
             case Phase.TRAIN, Update():
-                size = self.layout.size
-                if len(reply.vector) != size + STRATEGIES[self.plan.strategy.name].facts.extra + 2:
-                    raise RemoteProtocolError("its update has another length than the model")
-                total = reply.vector if state.total is None else state.total + reply.vector
-                own = decode(reply.vector) if self.plan.privacy.noise in SINGLE_UPDATES else None
-                tally = state.tally.add(
-                    reply.site, None if own is None else own[:size], 0.0 if own is None else own[-2]
-                )
-                self.state = replace(state, total=total, tally=tally)
+                self._add(reply)
             case Phase.VALIDATE, Tables():
                 before, vector = state.validation.get(state.round), self._counts(reply)
                 summed = vector if before is None else before + vector
@@ -394,6 +405,17 @@ class Aggregator:
                 self.state = replace(state, tables={**state.tables, reply.site: self._counts(reply)})
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _add(self, reply: Update) -> None:
+        state, size = self.state, self.layout.size
+        if len(reply.vector) != size + STRATEGIES[self.plan.strategy.name].facts.extra + 2:
+            raise RemoteProtocolError("its update has another length than the model")
+        tally = state.tally.add(reply.site, None, 0.0)
+        if self.plan.privacy.noise in SINGLE_UPDATES:
+            own = decode(reply.vector)
+            tally = state.tally.add(reply.site, own[:size], own[-2] / COUNT_SCALE)
+        total = reply.vector if state.total is None else state.total + reply.vector
+        self.state = replace(state, total=total, tally=tally)
 
     def _counts(self, reply: Tables) -> NDArray[np.float64]:
         size = vector_size(self.plan, subgroups=self.state.phase is Phase.TEST)
@@ -404,11 +426,11 @@ class Aggregator:
     def _advance(self, now: float) -> list[Outgoing]:
         match self.state.phase:
             case Phase.DESCRIBE:
-                return self._enter(Phase.SUMMARISE, now)
+                return self._summarise(now)
             case Phase.SUMMARISE:
                 return self._agree(now)
             case Phase.OPEN:
-                return self._next_round(now)
+                return self._after_round(now)
             case Phase.TRAIN:
                 return self._finish_round(now)
             case Phase.VALIDATE:
@@ -417,12 +439,21 @@ class Aggregator:
                 self.state = replace(self.state, phase=Phase.DONE)
                 return []
 
-    def _agree(self, now: float) -> list[Outgoing]:
-        state = self.state
-        sites = [t for t in self.roster.trainers if t in state.sums]
-        columns = unite(self.plan, [state.descriptions[t].columns for t in sites])
-        if not any(columns.values()):
+    def _columns(self) -> Columns:
+        return unite(self.plan, [self.state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
+
+    def _summarise(self, now: float) -> list[Outgoing]:
+        columns = self._columns()
+        if self._members(Phase.SUMMARISE) and not any(columns.values()):
             return self._fail("no site has a single column that the plan asks for")
+        self.state = replace(self.state, columns=columns, sums={})
+        return self._enter(Phase.SUMMARISE, now)
+
+    def _agree(self, now: float) -> list[Outgoing]:
+        state, sites, columns = self.state, self._members(Phase.SUMMARISE), self._columns()
+        if not sites or columns != state.columns:
+            # Who left took columns away that nobody else has; the others' sums are asked anew, without them.
+            return self._summarise(now)
         # Floats add up differently in another order; sorting by name gives one order whoever answers first.
         sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
         preparation = prepare(self.plan, columns, sums)
@@ -450,7 +481,7 @@ class Aggregator:
             # Somebody left in the course of the round; it is repeated with those who are still there.
             return self._enter(Phase.TRAIN, now)
         total = decode(state.total)
-        patients, loss = total[-2], total[-1]
+        patients, loss = total[-2:] / COUNT_SCALE
         if patients < 1:
             return self._fail("no site has a training patient")
         sums = Sums(
@@ -474,11 +505,16 @@ class Aggregator:
             costs=(*state.costs, state.round_cost),
             round_cost=Cost(),
         )
-        every, last = self.plan.training.validate_every, state.round == self.plan.training.rounds
+        return self._after_round(now)
+
+    def _after_round(self, now: float) -> list[Outgoing]:
+        """Validate if it is time and was not done before a restart; then the next round."""
+        training, done = self.plan.training, self.state.round
         has_validation = any(
             self.state.descriptions[s].parts.get("validation", 0) for s in self._members(Phase.VALIDATE)
         )
-        if self.curves and has_validation and (state.round % every == 0 or last):
+        due = done > 0 and (done % training.validate_every == 0 or done == training.rounds)
+        if self.curves and has_validation and due and done not in self.state.validation:
             return self._enter(Phase.VALIDATE, now)
         return self._next_round(now)
 

@@ -159,7 +159,10 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """Ring elements: patients x change of every shared parameter, what the rule appends, patients, the sum of their losses."""
+    """Ring elements: patients x change of every shared parameter, what the rule appends, patients and the sum of losses.
+
+    The last two are times `ring.COUNT_SCALE`.
+    """
 
     head: Head
     site: str

@@ -264,8 +264,8 @@ class ModelSettings(Frozen):
         width: length of a token.
         layers: transformer layers; 0 leaves the linear path alone.
         linear_path: a linear map from all scaled inputs to the outputs beside the transformer, which starts at zero.
-        block_scaling: on the linear path a modality's columns are divided by the root of their number, so that one decay
-            holds two clinical columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
+        block_scaling: a modality's columns are divided by the root of their number, so that one decay holds two clinical
+            columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
         hazards: `proportional` (one risk score per patient and one baseline per interval) or `free`.
     """
 
@@ -326,8 +326,8 @@ class Training(Frozen):
     input_dropout: Fraction = 0.0
     class_weights: Literal["none", "balanced"] | dict[Key, tuple[Positive, ...]] = "none"
     dtype: Literal["float32", "float64"] = "float32"
-    range: Positive = 4096.0
-    max_sites: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    range: Positive = 32768.0
+    max_sites: Annotated[int, Field(ge=1, le=100_000)] = 128
     validate_every: Annotated[int, Field(ge=1)] = 10
     deadline_minutes: Positive = 60.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError
 
-__all__ = ["FRACTION_BITS", "RING_LIMIT", "STEP", "decode", "encode"]
+__all__ = ["COUNT_SCALE", "FRACTION_BITS", "RING_LIMIT", "STEP", "decode", "encode"]
 
 FRACTION_BITS = 40
 STEP = 2.0**-FRACTION_BITS
+COUNT_SCALE = 2.0**-12
+"""Numbers of patients, and sums of their losses, go into the ring times this: exact, and room for millions of patients."""
 RING_LIMIT = 2.0 ** (63 - FRACTION_BITS) / 2
 """Largest magnitude that a sum may reach: half of what a signed 64-bit integer holds."""
 

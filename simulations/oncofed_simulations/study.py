@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from oncofed_server.results import (
     drawn,
     spread,
 )
-from oncofed_shared.errors import OncofedError
+from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.metrics import compute
 from oncofed_shared.plan import Plan
@@ -114,9 +115,11 @@ class Study:
         return released, self._result(runs, arms)
 
     def _alone(self) -> Numbers:
-        tables = {
-            name: _replicates(_each(partial(self.consortium.alone, name), self._trials())) for name in self.trainable
-        }
+        """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
+        tables: dict[str, Replicates] = {}
+        for name in self.trainable:
+            with suppress(RemoteProtocolError):
+                tables[name] = _replicates(_each(partial(self.consortium.alone, name), self._trials()))
         return alone_numbers(self.plan, tables, self.sites)
 
     def _result(self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers]) -> dict[str, Any]:
