@@ -17,7 +17,7 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["CONTROL", "Term", "check_control", "train_round"]
+__all__ = ["CONTROL", "Term", "check_control", "fair", "train_round"]
 
 Flat = NDArray[np.float64]
 Term = Callable[[], None]
@@ -84,7 +84,7 @@ def _mean_loss(plan: Plan, network: FusionNetwork, data: TrainingSet, parameters
         return float(patient_losses(plan, network(data.values, data.seen), data.goals).mean())
 
 
-def _fair(plan: Plan, total: Flat, loss: float) -> Flat:
+def fair(plan: Plan, total: Flat, loss: float) -> Flat:
     """q-FedAvg's Delta_k and h_k (Li et al. 2020, algorithm 2, lines 5 and 6), over L = 1 / training.rate, times patients.
 
     With dw = the change: Delta_k / L = F^q dw and h_k / L = q F^(q-1) L ||dw||^2 + F^q.
@@ -123,8 +123,8 @@ def train_round(
     """
     rule = plan.strategy
     own = kept.get(CONTROL, np.zeros(len(control)))
-    fair = rule.name == "qfedavg" and len(data) > 0
-    loss = _mean_loss(plan, network, data, parameters) if fair else 0.0
+    weighs = rule.name == "qfedavg" and len(data) > 0
+    loss = _mean_loss(plan, network, data, parameters) if weighs else 0.0
     terms = _terms(plan, network, layout, parameters, control - own)
     total = local_update(plan, network, layout, data, parameters, key=key, terms=terms)
     after = dict(kept)
@@ -133,8 +133,8 @@ def train_round(
         if rule.name == "scaffold":
             # Option II: c_i+ = c_i - c + (x - y_i) / (K eta).
             after[CONTROL] = own - control - total[:-2] / (total[-2] * plan.training.local_steps * plan.training.rate)
-    if fair:
-        total = _fair(plan, total, loss)
+    if weighs:
+        total = fair(plan, total, loss)
     elif rule.name == "qfedavg":
         total = np.zeros(layout.size + 3)
     return total, after

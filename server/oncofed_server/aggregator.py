@@ -304,6 +304,8 @@ class Aggregator:
             if len(members) < least:
                 why = f"{len(members)} sites are left, and strategy.minimum_sites is {least}"
                 return self._fail(f"{why}: {self._reasons()}")
+            able = tuple(m for m in members if self.state.descriptions[m].parts["train"]) or members
+            members = members if self.plan.strategy.participation == 1 else able
             members = chosen(self.plan.strategy, self.trial, self.state.round, members)
         self.state = replace(
             self.state,
@@ -475,9 +477,7 @@ class Aggregator:
 
     def _finish_round(self, now: float) -> list[Outgoing]:
         state = self.state
-        if state.total is None or state.server is None:
-            return self._fail("no site answered in this round")
-        if len(state.tally.sites) < self.plan.strategy.minimum_sites:
+        if state.total is None or state.server is None or len(state.tally.sites) < self.plan.strategy.minimum_sites:
             # Somebody left in the course of the round; it is repeated with those who are still there.
             return self._enter(Phase.TRAIN, now)
         total = decode(state.total)
