@@ -16,11 +16,11 @@ from oncofed_server.results import (
     arm_numbers,
     binning_errors,
     drawn,
+    shown,
     spread,
 )
 from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.metrics import compute
 from oncofed_shared.plan import Plan
 from oncofed_shared.scoring import WHOLE, split_vector
 from oncofed_simulations.consortium import Consortium, Run, SparseTables, could_train
@@ -211,9 +211,7 @@ class Study:
             table = run.state.validation.get(i)
             if table is not None:
                 whole = split_vector(self.plan, table, subgroups=False)[WHOLE]
-                entry["validation"] = {
-                    t: compute(self.plan.tasks[t], self.plan.evaluation, v) for t, v in whole.items()
-                }
+                entry["validation"] = {t: shown(self.plan, t, v) for t, v in whole.items()}
             entries.append(entry)
         return entries
 
