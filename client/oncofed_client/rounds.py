@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.errors import RemoteProtocolError
@@ -20,8 +21,8 @@ from oncofed_shared.plan import Plan
 __all__ = ["CONTROL", "Term", "check_control", "fair", "train_round"]
 
 Flat = NDArray[np.float64]
-Term = Callable[[], None]
-"""Adds to the gradients of a network, between the backward pass and the optimiser's step."""
+Term = Callable[[Tensor], Tensor]
+"""From the network's current parameters to what is added to their gradient; vectors in the order of the whole layout."""
 
 CONTROL = "control"
 SMALLEST_LOSS = 1e-10
@@ -39,40 +40,26 @@ def check_control(plan: Plan, layout: Layout, control: Flat) -> None:
         raise RemoteProtocolError("the control does not fit the plan's rule and network")
 
 
-def _pairs(network: FusionNetwork, arrays: Arrays) -> list[tuple[torch.nn.Parameter, torch.Tensor]]:
-    return [(p, torch.from_numpy(arrays[n].copy()).to(p.dtype)) for n, p in network.named.items() if n in arrays]
-
-
-def _proximal(network: FusionNetwork, anchors: Arrays, mu: float) -> Term:
+def _proximal(anchor: Tensor, strength: Tensor) -> Term:
     """FedProx: the gradient of mu / 2 ||w - w_global||^2 (Li et al. 2020, eq. 2)."""
-    pairs = _pairs(network, anchors)
-
-    def pull() -> None:
-        for parameter, anchor in pairs:
-            if parameter.grad is not None:
-                parameter.grad += mu * (parameter - anchor)
-
-    return pull
+    return lambda weights: strength * (weights - anchor)
 
 
-def _drift(network: FusionNetwork, corrections: Arrays) -> Term:
+def _drift(correction: Tensor) -> Term:
     """SCAFFOLD: c - c_i is added to every gradient (Karimireddy et al. 2020, eq. 3)."""
-    pairs = _pairs(network, corrections)
-
-    def correct() -> None:
-        for parameter, correction in pairs:
-            if parameter.grad is not None:
-                parameter.grad += correction
-
-    return correct
+    return lambda _: correction
 
 
-def _terms(plan: Plan, network: FusionNetwork, layout: Layout, parameters: Arrays, shift: Flat) -> list[Term]:
+def _terms(plan: Plan, whole: Layout, shared: NDArray[np.bool_], parameters: Arrays, shift: Flat) -> list[Term]:
     rule = plan.strategy
+    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
     if rule.name == "fedprox" and rule.mu:
-        return [_proximal(network, {n: parameters[n] for n in layout.shapes}, rule.mu)]
+        anchor, strength = whole.flatten(parameters), np.where(shared, rule.mu, 0.0)
+        return [_proximal(torch.from_numpy(anchor).to(dtype), torch.from_numpy(strength).to(dtype))]
     if rule.name == "scaffold":
-        return [_drift(network, layout.arrays(shift, "float64"))]
+        correction = np.zeros(whole.size)
+        correction[shared] = shift
+        return [_drift(torch.from_numpy(correction).to(dtype))]
     return []
 
 
@@ -100,10 +87,11 @@ def fair(plan: Plan, total: Flat, loss: float) -> Flat:
 def train_round(
     plan: Plan,
     network: FusionNetwork,
-    layout: Layout,
     data: TrainingSet,
     parameters: Arrays,
     *,
+    whole: Layout,
+    layout: Layout,
     control: Flat,
     kept: Arrays,
     key: str,
@@ -111,8 +99,9 @@ def train_round(
     """Train one round as the plan's rule wants it.
 
     Args:
-        layout: the shared parameters.
         parameters: all parameters of the network, shared and local.
+        whole: the network's layout.
+        layout: that of the shared parameters.
         control: SCAFFOLD's c, (shared,), or empty.
         kept: what this site held when the round began.
         key: decides batches and dropout.
@@ -125,8 +114,10 @@ def train_round(
     own = kept.get(CONTROL, np.zeros(len(control)))
     weighs = rule.name == "qfedavg" and len(data) > 0
     loss = _mean_loss(plan, network, data, parameters) if weighs else 0.0
-    terms = _terms(plan, network, layout, parameters, control - own)
-    total = local_update(plan, network, layout, data, parameters, key=key, terms=terms)
+    shared = np.concatenate([np.full(int(np.prod(s)), n in layout.shapes) for n, s in whole.shapes.items()])
+    terms = _terms(plan, whole, shared, parameters, control - own)
+    total = local_update(plan, network, whole, data, parameters, key=key, terms=terms)
+    total = np.concatenate([total[:-2][shared], total[-2:]])
     after = dict(kept)
     if len(data) > 0:
         after |= {n: p.detach().numpy().copy() for n, p in network.named.items() if n not in layout.shapes}

@@ -75,7 +75,8 @@ class Session:
     """What a site keeps of one training run.
 
     Attributes:
-        layout: the parameters that are shared.
+        whole: all parameters.
+        layout: those that are shared.
         local: first values of the others.
     """
 
@@ -83,6 +84,7 @@ class Session:
     trial: Trial
     preparation: Preparation
     network: FusionNetwork
+    whole: Layout
     layout: Layout
     local: Arrays
     cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
@@ -236,6 +238,7 @@ class Site:
             trial=head.trial,
             preparation=preparation,
             network=network,
+            whole=Layout.of(network),
             layout=layout,
             local=initial_local(layout, network),
         )
@@ -290,9 +293,10 @@ class Site:
         total, after = train_round(
             session.plan,
             session.network,
-            session.layout,
             data,
             session.complete(request.parameters, kept),
+            whole=session.whole,
+            layout=session.layout,
             control=request.control,
             kept=kept,
             key=f"{head.trial}|{self.name}|{request.round}",

@@ -88,6 +88,14 @@ def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.named.values(), lr=training.rate, momentum=training.momentum)
 
 
+def _add(terms: Sequence[Callable[[Tensor], Tensor]], parameters: Sequence[torch.nn.Parameter]) -> None:
+    weights = torch.cat([p.ravel() for p in parameters])
+    added = torch.split(torch.stack([term(weights) for term in terms]).sum(dim=0), [p.numel() for p in parameters])
+    for parameter, part in zip(parameters, added, strict=True):
+        if parameter.grad is not None:
+            parameter.grad += part.view_as(parameter)
+
+
 def local_update(
     plan: Plan,
     network: FusionNetwork,
@@ -96,19 +104,18 @@ def local_update(
     parameters: Arrays,
     *,
     key: str,
-    terms: Sequence[Callable[[], None]] = (),
+    terms: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> NDArray[np.float64]:
     """Train from `parameters` for the plan's local steps.
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
-        layout: the parameters whose change is returned.
-        parameters: all of the network's.
+        layout: of all parameters.
         key: session, site and round; decides batches and dropout, and nothing else does.
-        terms: what an aggregation rule adds to the gradients, called before every step.
+        terms: what an aggregation rule adds to the gradient at the current parameters, both in the order of the layout.
 
     Returns:
-        (parameters of `layout` + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
+        (parameters + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
     """
     patients = len(data)
     if patients == 0:
@@ -133,8 +140,8 @@ def local_update(
                 for weight, decay, l1 in penalised:
                     if weight.grad is not None:
                         weight.grad += decay * weight + l1 * weight.sign() if l1 else decay * weight
-                for add in terms:
-                    add()
+                if terms:
+                    _add(terms, [network.named[n] for n in layout.shapes])
             optimiser.step()
     after = {n: p.detach().numpy() for n, p in network.named.items()}
     change = (layout.flatten(after) - layout.flatten(parameters)) * patients
