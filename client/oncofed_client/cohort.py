@@ -246,7 +246,7 @@ def split_patients(
 
     Guarantees:
         - A patient's part does not depend on the order of rows, nor on anything but the ids in his
-          stratum.
+          stratum; in a private study on nothing but his own id.
         - The folds of one seed partition the patients.
 
     Raises:

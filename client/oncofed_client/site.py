@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
@@ -98,13 +99,20 @@ class Site:
         plans: the plans that its data officer approved, by hash.
         minimum_cohort: fewest patients with whom it takes part.
         state: folder for what must outlive this process; without it a session ends with the process.
+        noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
     """
 
     def __init__(
-        self, source: Source, plans: Mapping[str, Plan], *, minimum_cohort: int, state: Path | None = None
+        self,
+        source: Source,
+        plans: Mapping[str, Plan],
+        *,
+        minimum_cohort: int,
+        state: Path | None = None,
+        noise_seed: int | None = None,
     ) -> None:
         self.state = state
         self.source = source
@@ -112,6 +120,7 @@ class Site:
         self.minimum_cohort = minimum_cohort
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
+        self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
 
     @property
     def name(self) -> str:
@@ -125,6 +134,7 @@ class Site:
             - A request of a plan that is not approved is answered with a refusal, whatever it asks.
             - Only patients whose consent holds now enter.
             - The answer holds sums and counts over patients, never a row.
+            - Under a private plan, what it learned from training patients is noised and charged.
         """
         try:
             plan = self.plans.get(request.head.plan_hash)
@@ -142,6 +152,7 @@ class Site:
             )
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
+        guard(plan, self.name, request)
         match request:
             case Describe(head=head):
                 return self._describe(plan, head)
@@ -184,6 +195,10 @@ class Site:
 
     def _describe(self, plan: Plan, head: Head) -> Description:
         cohort, split = self.admit(plan, head.trial)
+        columns = dict(cohort.columns)
+        if plan.privacy.noise != "none":
+            # Numbers of patients are the plan's; the true ones stay here.
+            return Description(head=head, site=self.name, columns=columns, parts={}, modalities={}, events={})
         events: dict[str, int] = {}
         for name, task in plan.tasks.items():
             labels = cohort.labels[name]
@@ -195,7 +210,7 @@ class Site:
         return Description(
             head=head,
             site=self.name,
-            columns=dict(cohort.columns),
+            columns=columns,
             parts={p: int(np.count_nonzero(split == c)) for p, c in _PART_CODES.items()}
             | {"all": len(cohort.patients)},
             modalities={
@@ -208,6 +223,8 @@ class Site:
     def _open(self, plan: Plan, name: str, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         network = build(plan, preparation.columns, seed=0)
+        if plan.privacy.noise != "none":
+            self.private.check(plan, network, width=preparation.width)
         session = Session(plan=plan, preparation=preparation, network=network, layout=Layout.of(network))
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {name: session}
@@ -250,15 +267,12 @@ class Site:
         session = self._session(request.head)
         session.layout.check(request.parameters)
         _, data = self._data(session, request.head.trial, "train")
-        total = local_update(
-            session.plan,
-            session.network,
-            session.layout,
-            data,
-            request.parameters,
-            key=f"{request.head.trial}|{self.name}|{request.round}",
-        )
-        vector = encode(total, session.plan.training.range)
+        plan, network, layout = session.plan, session.network, session.layout
+        if plan.privacy.noise != "none":
+            return self.private.answer(plan, network, layout, data, request)
+        key = f"{request.head.trial}|{self.name}|{request.round}"
+        total = local_update(plan, network, layout, data, request.parameters, key=key)
+        vector = encode(total, plan.training.range)
         return Update(head=request.head, site=self.name, vector=vector)
 
     def _evaluate(self, request: Evaluate) -> Tables:

@@ -17,7 +17,7 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["TrainingSet", "local_update", "penalties"]
+__all__ = ["TrainingSet", "local_update", "make_optimiser", "penalties"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ def _batches(plan: Plan, data: TrainingSet, key: str) -> Iterator[TrainingSet]:
         order = order[training.batch :]
 
 
-def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
+def make_optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
+    """The site's optimiser, without a memory of earlier rounds."""
     training = plan.training
     if training.optimiser == "adam":
         return torch.optim.Adam(network.parameters(), lr=training.rate)
@@ -107,7 +108,7 @@ def local_update(
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(parameters[name].copy()))
     network.train()
-    optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
+    optimiser, penalised = make_optimiser(plan, network), penalties(plan, network)
     first_loss = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))

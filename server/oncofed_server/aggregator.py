@@ -1,12 +1,15 @@
 """One training run of a plan as a state table: an event in, requests out. No sockets, no Flower, no clock of its own.
 
     phase      asks            of whom                 when all have answered
-    DESCRIBE   Describe        everybody               SUMMARISE
+    DESCRIBE   Describe        everybody               SUMMARISE, or OPEN under a private plan
     SUMMARISE  Summarise       trainers                OPEN
     OPEN       Open            everybody               TRAIN
     TRAIN      Train           trainers                VALIDATE every n rounds, TRAIN, or TEST after the last
     VALIDATE   Evaluate        evaluators              TRAIN or TEST
     TEST       Evaluate        evaluators, externals   DONE
+
+Under a private plan there are no statistics of patients, no counts and no losses; without `release_tables` there is neither
+VALIDATE nor TEST.
 
 A refusal, or silence beyond the deadline and all attempts, takes a site out of the run and is written down; the run goes on with
 the rest. A site whose update is not finite or out of range ends the run, because its next update would be no better.
@@ -24,7 +27,7 @@ from numpy.typing import NDArray
 
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.features import Preparation, prepare, unite
+from oncofed_shared.features import Preparation, no_sums, prepare, unite
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
     Describe,
@@ -44,7 +47,7 @@ from oncofed_shared.messages import (
     Update,
 )
 from oncofed_shared.network import build
-from oncofed_shared.plan import Plan
+from oncofed_shared.plan import Plan, SitePrivacy
 from oncofed_shared.ring import decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import ServerState, apply, init
@@ -197,6 +200,16 @@ class Aggregator:
     def finished(self) -> bool:
         """Whether no further event changes anything."""
         return self.state.phase in {Phase.DONE, Phase.FAILED}
+
+    @property
+    def private(self) -> bool:
+        """Whether nothing but noised updates may tell of training patients."""
+        return self.plan.privacy.noise != "none"
+
+    @property
+    def tables(self) -> bool:
+        """Whether the plan lets sites release tables of counts."""
+        return not isinstance(self.plan.privacy, SitePrivacy) or self.plan.privacy.release_tables
 
     @property
     def layout(self) -> Layout:
@@ -374,7 +387,7 @@ class Aggregator:
     def _advance(self, now: float) -> list[Outgoing]:
         match self.state.phase:
             case Phase.DESCRIBE:
-                return self._enter(Phase.SUMMARISE, now)
+                return self._agree(now) if self.private else self._enter(Phase.SUMMARISE, now)
             case Phase.SUMMARISE:
                 return self._agree(now)
             case Phase.OPEN:
@@ -389,12 +402,15 @@ class Aggregator:
 
     def _agree(self, now: float) -> list[Outgoing]:
         state = self.state
-        sites = [t for t in self.roster.trainers if t in state.sums]
+        sites = [t for t in self.roster.trainers if t in (state.descriptions if self.private else state.sums)]
+        if not sites:
+            return self._fail("no site is left that could train: " + self._reasons())
         columns = unite(self.plan, [state.descriptions[t].columns for t in sites])
         if not any(columns.values()):
             return self._fail("no site has a single column that the plan asks for")
         # Floats add up differently in another order; sorting by name gives one order whoever answers first.
-        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
+        parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
+        sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
         network = build(self.plan, columns, seed=self.trial.seed)
         self._layout = Layout.of(network)
@@ -404,7 +420,10 @@ class Aggregator:
 
     def _next_round(self, now: float) -> list[Outgoing]:
         if self.state.round >= self.plan.training.rounds:
-            return self._enter(Phase.TEST, now)
+            if self.tables:
+                return self._enter(Phase.TEST, now)
+            self.state = replace(self.state, phase=Phase.DONE)
+            return []
         self.state = replace(self.state, round=self.state.round + 1)
         return self._enter(Phase.TRAIN, now)
 
@@ -428,9 +447,12 @@ class Aggregator:
             round_cost=Cost(),
         )
         every, last = self.plan.training.validate_every, state.round == self.plan.training.rounds
-        has_validation = any(
-            self.state.descriptions[s].parts.get("validation", 0) for s in self._members(Phase.VALIDATE)
-        )
+        if self.private:
+            # Nobody says how many patients he has; whether there are such patients is a constant of the plan.
+            has_validation = self.tables and bool(self.plan.evaluation.split.validation)
+        else:
+            counts = (self.state.descriptions[s].parts for s in self._members(Phase.VALIDATE))
+            has_validation = any(parts.get("validation", 0) for parts in counts)
         if self.curves and has_validation and (state.round % every == 0 or last):
             return self._enter(Phase.VALIDATE, now)
         return self._next_round(now)

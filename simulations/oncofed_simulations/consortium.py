@@ -50,7 +50,9 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    return Site(source, {plan.hash: plan}, minimum_cohort=least, state=state)
+    return Site(
+        source, {plan.hash: plan}, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed
+    )
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -116,16 +118,17 @@ class Consortium:
     watch: Callable[[str, Aggregator], None] = lambda key, aggregator: None
     tap: Tap = lambda direction, site, content: None
 
-    def federated(self, trial: Trial) -> Run:
+    def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
         names = tuple(self.sites)
         roster = Roster(trainers=names, evaluators=names, externals=tuple(self.externals))
-        return self._run("federated", roster, trial, self.sites | self.externals, curves=True)
+        return self._run(arm, roster, trial, self.sites | self.externals, curves=arm == "federated")
 
     def pooled(self, trial: Trial) -> Run:
         """The same network and code, with one site that has everybody's patients."""
         source = PooledSource([s.source for s in self.sites.values()], POOLED)
-        whole = Site(source, {self.plan.hash: self.plan}, minimum_cohort=1)
+        seed = self.plan.simulation.noise_seed
+        whole = Site(source, {self.plan.hash: self.plan}, minimum_cohort=1, noise_seed=seed)
         roster = Roster(trainers=(POOLED,), evaluators=tuple(self.sites), externals=tuple(self.externals))
         members = {POOLED: whole} | self.sites | self.externals
         return self._run("pooled", roster, trial, members, curves=False)
