@@ -86,9 +86,7 @@ class PrivateTrainer:
             Mechanism.for_plan(plan, self.site)
             check_private(plan, network, width=width)
 
-    def answer(
-        self, plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, request: Train
-    ) -> Update:
+    def answer(self, plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, request: Train) -> Update:
         """One round's noised update.
 
         Guarantees:
@@ -109,15 +107,22 @@ class PrivateTrainer:
             return replace(last.update, head=request.head)
         if not self.rounds.get(session, 0) < request.round <= plan.training.rounds:
             raise RemoteProtocolError("this round is not the plan's, or was answered before", code="round-is-over")
+        # Noted before anything is computed: what fails on the way is not drawn a second time.
+        self.rounds[session] = request.round
         label = f"{request.head.trial}|{self.site}|{request.round}"
         random = (
             Randomness.from_os() if self.noise_seed is None else Randomness.repeatable(f"{self.noise_seed}|{label}")
         )
-        mechanism = Mechanism.for_plan(plan, self.site)
         total = private_update(
-            plan, mechanism, network, layout, data, request.parameters, random=random, key=label
+            plan,
+            network,
+            layout,
+            data,
+            request.parameters,
+            mechanism=Mechanism.for_plan(plan, self.site),
+            random=random,
+            key=label,
         )
         update = Update(head=request.head, site=self.site, vector=encode(total, plan.training.range))
-        self.rounds[session] = request.round
         self._last = _Answer(session=session, digest=digest, update=update)
         return update

@@ -100,12 +100,12 @@ def clipped_sum(module: GradSampleModule, plan: Plan, batch: TrainingSet, bound:
 
 def private_update(
     plan: Plan,
-    mechanism: Mechanism,
     network: FusionNetwork,
     layout: Layout,
     data: TrainingSet,
     parameters: Arrays,
     *,
+    mechanism: Mechanism,
     random: Randomness,
     key: str,
     loss: Loss = patient_losses,
@@ -114,6 +114,7 @@ def private_update(
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
+        mechanism: what this site does under the plan.
         random: draws samples and noise.
         key: session, site and round; decides dropout, which is public.
 
@@ -186,8 +187,8 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
         raise ConfigError("tasks: the loss is not one number per patient, so nobody's share in it can be bounded")
     if not torch.allclose(together, apart, rtol=TOLERANCE, atol=TOLERANCE):
         raise ConfigError(
-            "tasks: a patient's loss depends on who else is in the batch, as in the Cox partial likelihood; clipping would then not "
-            "bound what a patient changes. Use a loss that is a sum over patients"
+            "tasks: a patient's loss depends on who else is in the batch, as in the Cox partial likelihood; clipping "
+            "would then not bound what a patient changes. Use a loss that is a sum over patients"
         )
 
 

@@ -48,7 +48,7 @@ class Randomness:
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """(count,) in [0, 1)."""
-        return (self._words(count) >> np.uint64(11)) * 2.0**-53
+        return np.asarray((self._words(count) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
 
     def normals(self, count: int) -> NDArray[np.float64]:
         """(count,) standard normals by Box and Muller (1958)."""

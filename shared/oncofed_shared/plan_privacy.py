@@ -78,7 +78,7 @@ def _scaling(name: str, modality: Modality) -> Iterator[str]:
     for column, spec in modality.columns.items():
         declared = spec.kind == "categorical" or (spec.kind == "numeric" and spec.range is not None)
         if not declared:
-            yield f"{path}.columns.{column}.range: is missing; with privacy 'minmax' needs a declared range, here or of the modality"
+            yield f"{path}.columns.{column}.range: is missing; with privacy 'minmax' needs one, here or of the modality"
 
 
 def _training(training: Training) -> Iterator[str]:

@@ -20,7 +20,16 @@ from dp_accounting.pld import PLDAccountant
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan, SitePrivacy
 
-__all__ = ["LARGEST_NOISE", "ROUNDING", "SMALLEST_NOISE", "Mechanism", "calibrate", "epsilon_of", "in_roster", "step_events"]
+__all__ = [
+    "LARGEST_NOISE",
+    "ROUNDING",
+    "SMALLEST_NOISE",
+    "Mechanism",
+    "calibrate",
+    "epsilon_of",
+    "in_roster",
+    "step_events",
+]
 
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 SMALLEST_NOISE, LARGEST_NOISE = 0.3, 1000.0
@@ -28,8 +37,8 @@ SMALLEST_NOISE, LARGEST_NOISE = 0.3, 1000.0
 ROUNDING = 1e-6
 """Gradients are clipped to this much less than the norm that is charged: what a patient's presence may change in the rounding of
 the others' gradients."""
-FINE, COARSE = 1e-4, 1e-3
-"""Grids of the privacy loss. Both round pessimistically; the coarse one is ten times faster and overstates a little more."""
+FINE, COARSE, ROUGH = 1e-4, 1e-3, 1e-2
+"""Grids of the privacy loss. All round pessimistically; a coarser one is faster and overstates more."""
 PRECISION = 1e-3
 """Relative width at which the search for the noise multiplier ends."""
 
@@ -66,25 +75,26 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
     Raises:
         ConfigError: no multiplier between SMALLEST_NOISE and LARGEST_NOISE does it.
     """
-
     grid = min(COARSE, max(FINE, epsilon / 2000))
 
-    def cost(noise: float) -> float:
+    def cost(noise: float, grid: float = grid) -> float:
         return epsilon_of(sampling_rate=sampling_rate, noise_multiplier=noise, steps=steps, delta=delta, grid=grid)
 
-    low, high = SMALLEST_NOISE, 2 * SMALLEST_NOISE
-    while high < LARGEST_NOISE and cost(high) > epsilon:
-        low, high = high, min(2 * high, LARGEST_NOISE)
+    high = 2 * SMALLEST_NOISE
+    # With little noise the fine grid is slow; what suffices on a rough one suffices.
+    while high < LARGEST_NOISE and cost(high, ROUGH) > epsilon:
+        high = min(2 * high, LARGEST_NOISE)
+    low = max(SMALLEST_NOISE, high / 4)
     if high >= LARGEST_NOISE and cost(high) > epsilon:
         raise ConfigError(
             f"privacy.epsilon: {epsilon:g} at delta {delta:g} is impossible in {steps} steps with privacy.sampling_rate "
             f"{sampling_rate:g}: even noise of {LARGEST_NOISE:g} times the clip norm costs {cost(high):.3g}; take fewer "
             "training.rounds or training.local_steps, a lower sampling rate, or a larger epsilon"
         )
-    if low == SMALLEST_NOISE and cost(low) <= epsilon:
+    if low == SMALLEST_NOISE and cost(low, ROUGH) <= epsilon:
         raise ConfigError(
-            f"privacy.epsilon: {epsilon:g} is so large that noise of {SMALLEST_NOISE:g} times the clip norm would do, which hides "
-            "nobody; lower epsilon, or say noise = 'none'"
+            f"privacy.epsilon: {epsilon:g} is so large that noise of {SMALLEST_NOISE:g} times the clip norm would do, "
+            "which hides nobody; lower epsilon, or say noise = 'none'"
         )
     while high / low > 1 + PRECISION:
         middle = math.sqrt(low * high)

@@ -36,5 +36,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
     if privacy.release_tables:
         found.append(_TABLES.format(parts=f"its {parts}, who never train") + "; and so their numbers")
     if runs > 1:
-        found.append(f"{runs - 1} more training runs over the same patients: epsilon is of one; a deployed study makes one")
+        found.append(
+            f"{runs - 1} more training runs over the same patients: epsilon is of one; a deployed study makes one"
+        )
     return tuple(found)

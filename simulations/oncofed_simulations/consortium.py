@@ -50,9 +50,7 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    return Site(
-        source, {plan.hash: plan}, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed
-    )
+    return Site(source, {plan.hash: plan}, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
