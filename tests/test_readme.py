@@ -167,6 +167,14 @@ def test_links_lead_somewhere(name):
             assert anchor in anchors(path), link
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_files_that_a_document_names_exist(name):
+    folders = ("shared", "client", "server", "strategies", "simulations", "tests", "docs", "deploy", ".ci")
+    named = {w for w in inline(text_of(name)) if w.split("/")[0] in folders and "/" in w and " " not in w}
+    # What is measured on real cohorts is written when it was measured.
+    assert [w for w in sorted(named - {"docs/results.md"}) if not (ROOT / w).exists()] == []
+
+
 def test_the_pictures_are_small_and_the_drawing_has_a_dark_side():
     report, drawing = ROOT / "docs/images/report.png", ROOT / "docs/images/how-it-works.svg"
     assert report.read_bytes().startswith(b"\x89PNG")

@@ -23,7 +23,16 @@ from oncofed_client.tables import Problems, Table, load_tables
 from oncofed_shared.errors import ConfigError, DataError, PolicyRefusal
 from oncofed_shared.plan import ClassificationTask, Plan, SplitColumn
 
-__all__ = ["Assembly", "Cohort", "assemble", "consented", "read_cohort", "split_patients"]
+__all__ = [
+    "Assembly",
+    "Cohort",
+    "assemble",
+    "cannot_run",
+    "consented",
+    "nobody_consented",
+    "read_cohort",
+    "split_patients",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
@@ -243,7 +252,8 @@ def split_patients(
         cohort: the site's cohort.
         plan: the study.
         seed: drives fractions and folds; a published split ignores it.
-        fold: of `plan.evaluation.folds`, the one that is held out; the others train.
+        fold: of `plan.evaluation.folds`, the one that is held out; the others train. The number after the last holds out
+            nobody: everybody trains.
         resplit: a random split in place of a published one, with its proportions at this site.
 
     Returns:
@@ -265,7 +275,7 @@ def split_patients(
     points = _points(cohort, plan, seed, member)
     if fold is not None:
         folds = plan.evaluation.folds or 0
-        if not 0 <= fold < folds:
+        if not 0 <= fold <= folds:
             raise ConfigError(f"evaluation.folds: fold {fold} of {folds} does not exist")
         parts = np.where(np.floor(points * folds).astype(np.int64) == fold, 2, 0)
         return np.where(member, parts, -1).astype(np.int64)

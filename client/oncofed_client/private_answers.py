@@ -15,7 +15,7 @@ from oncofed_shared.layout import Layout, fingerprint
 from oncofed_shared.messages import Evaluate, Request, Summarise, Train, Update
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan, SitePrivacy
-from oncofed_shared.ring import encode
+from oncofed_shared.ring import encode_update
 
 __all__ = ["PrivateTrainer", "guard"]
 
@@ -123,6 +123,7 @@ class PrivateTrainer:
             random=random,
             key=label,
         )
-        update = Update(head=request.head, site=self.site, vector=encode(total, plan.training.range))
+        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
+        update = Update(head=request.head, site=self.site, vector=vector)
         self._last = _Answer(session=session, digest=digest, update=update)
         return update

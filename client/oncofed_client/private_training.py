@@ -20,7 +20,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor
 
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet, make_optimiser, penalties
+from oncofed_client.training import TrainingSet, penalties
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import Target, patient_losses, targets
@@ -129,7 +129,7 @@ def private_update(
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(parameters[name].copy()))
-    optimiser, penalised = make_optimiser(plan, network), penalties(plan, network)
+    optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
     with torch.random.fork_rng(devices=[]), per_patient(network) as module:
         torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))
         for _ in range(plan.training.local_steps):
@@ -145,6 +145,14 @@ def private_update(
     after = {n: p.detach().numpy() for n, p in network.named_parameters()}
     change = (layout.flatten(after) - layout.flatten(parameters)) * mechanism.patients
     return np.concatenate([change, [mechanism.patients, 0.0]])
+
+
+def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
+    """The site's optimiser, without a memory of earlier rounds; it sees nothing but noised gradients."""
+    training = plan.training
+    if training.optimiser == "adam":
+        return torch.optim.Adam(network.parameters(), lr=training.rate)
+    return torch.optim.SGD(network.parameters(), lr=training.rate, momentum=training.momentum)
 
 
 def _set_gradient(network: FusionNetwork, gradient: Tensor) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, column_sums, prepared_input
+from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
 from oncofed_shared.messages import (
@@ -45,7 +45,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan
-from oncofed_shared.ring import encode
+from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
@@ -73,6 +73,7 @@ class Session:
     """What a site keeps of one training run."""
 
     plan: Plan
+    trial: Trial
     preparation: Preparation
     network: FusionNetwork
     layout: Layout
@@ -121,6 +122,7 @@ class Site:
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
+        self._admitted: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -133,6 +135,8 @@ class Site:
         Guarantees:
             - A request of a plan that is not approved is answered with a refusal, whatever it asks.
             - Only patients whose consent holds now enter.
+            - Nothing is answered for fewer patients than the policy asks for, whatever is asked first. A withdrawal in the
+              course of a run changes the sums and not the participation.
             - The answer holds sums and counts over patients, never a row.
             - Under a private plan, what it learned from training patients is noised and charged.
         """
@@ -152,11 +156,15 @@ class Site:
             )
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
+        if plan.hash not in self._admitted:
+            self.admit(plan, request.head.trial)
+            self._admitted.add(plan.hash)
         guard(plan, self.name, request)
         match request:
             case Describe(head=head):
                 return self._describe(plan, head)
             case Summarise(head=head):
+                check_columns(plan, request.columns)
                 cohort = self.source.cohort(plan)
                 rows = self._rows(plan, cohort, head.trial, "train")
                 values = {m: v[rows] for m, v in cohort.values.items()}
@@ -164,7 +172,7 @@ class Site:
                 sums = column_sums(plan, request.columns, values, cohort.columns, labels)
                 return Summary(head=head, site=self.name, sums=sums)
             case Open(head=head):
-                self._open(plan, head.session, request.columns, request.arrays)
+                self._open(plan, head, request.columns, request.arrays)
                 self._keep(request)
                 return Ready(head=head, site=self.name)
             case Train():
@@ -220,14 +228,16 @@ class Site:
             events=events,
         )
 
-    def _open(self, plan: Plan, name: str, columns: Columns, arrays: Arrays) -> Session:
+    def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         network = build(plan, preparation.columns, seed=0)
         if plan.privacy.noise != "none":
             self.private.check(plan, network, width=preparation.width)
-        session = Session(plan=plan, preparation=preparation, network=network, layout=Layout.of(network))
+        session = Session(
+            plan=plan, trial=head.trial, preparation=preparation, network=network, layout=Layout.of(network)
+        )
         # One session at a time: the memory of a site does not grow with the runs it has seen.
-        self.sessions = {name: session}
+        self.sessions = {head.session: session}
         return session
 
     def _path(self, session: str) -> Path | None:
@@ -237,21 +247,26 @@ class Site:
     def _keep(self, request: Open) -> None:
         path = self._path(request.head.session)
         if path is not None:
-            facts = {"plan_hash": request.head.plan_hash, "columns": dict(request.columns)}
+            facts = {**self._owner(request.head), "columns": dict(request.columns)}
             write_arrays(path, request.arrays, facts, private=True)
+
+    @staticmethod
+    def _owner(head: Head) -> dict[str, Any]:
+        """Whose a session is: the plan and the trial for which it was opened, and for no other."""
+        return {"plan_hash": head.plan_hash, "trial": asdict(head.trial)}
 
     def _session(self, head: Head) -> Session:
         session = self.sessions.get(head.session)
-        if session is not None and session.plan.hash == head.plan_hash:
+        if session is not None and session.plan.hash == head.plan_hash and session.trial == head.trial:
             return session
         path = self._path(head.session)
         if path is None or not path.exists():
             raise RemoteProtocolError("this session was never opened here", code="unknown-session")
         arrays, facts = read_arrays(path)
-        if facts["plan_hash"] != head.plan_hash:
-            raise RemoteProtocolError("this session belongs to another plan", code="unknown-session")
-        columns = {m: tuple(c) for m, c in facts["columns"].items()}
-        return self._open(self.plans[head.plan_hash], head.session, columns, arrays)
+        columns = {m: tuple(c) for m, c in facts.pop("columns").items()}
+        if facts != self._owner(head):
+            raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
+        return self._open(self.plans[head.plan_hash], head, columns, arrays)
 
     def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
         cohort = self.source.cohort(session.plan)
@@ -272,7 +287,7 @@ class Site:
             return self.private.answer(plan, network, layout, data, request)
         key = f"{request.head.trial}|{self.name}|{request.round}"
         total = local_update(plan, network, layout, data, request.parameters, key=key)
-        vector = encode(total, plan.training.range)
+        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
         return Update(head=request.head, site=self.name, vector=vector)
 
     def _evaluate(self, request: Evaluate) -> Tables:

@@ -20,6 +20,7 @@ from oncofed_shared.storage import dump_json, write_whole
 __all__ = ["FolderSource", "keep_rows", "parts_of"]
 
 UNUSED = -1
+PARTS = {part: part for part in (0, 1, 2, UNUSED)}
 
 
 def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:
@@ -35,8 +36,14 @@ def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:
 
 
 def parts_of(plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
-    """Part of each patient under a trial, computed from the cohort as it is."""
+    """Part of each patient under a trial, computed from the cohort as it is.
+
+    Folds count from 0; the one after the last holds nobody out, so that a model can learn from everybody.
+    """
     fold = trial.fold if trial.fold >= 0 else None
+    if fold is not None and fold == plan.evaluation.folds:
+        parts = split_patients(cohort, plan, trial.seed, fold=0)
+        return np.where(parts == 2, 0, parts)
     return split_patients(cohort, plan, trial.seed, fold=fold, resplit=trial.resplit)
 
 
@@ -91,12 +98,12 @@ class FolderSource:
         hashed = {hashlib.sha256(p.encode()).hexdigest(): p for p in cohort.patients}
         if path.exists():
             try:
-                kept = json.loads(path.read_bytes())
-            except (OSError, ValueError):
+                kept = {str(h): PARTS[part] for h, part in json.loads(path.read_bytes()).items()}
+            except (OSError, ValueError, AttributeError, KeyError, TypeError):
                 raise DataError(
                     f"{path}: cannot be read; delete it and start the study anew, because who trains and who "
                     "tests must not change on the way"
                 ) from None
-            return {p: int(kept.get(h, UNUSED)) for h, p in hashed.items()}
+            return {p: kept.get(h, UNUSED) for h, p in hashed.items()}
         write_whole(path, dump_json({h: parts[p] for h, p in hashed.items()}), private=True)
         return parts

@@ -17,7 +17,7 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["TrainingSet", "local_update", "make_optimiser", "penalties"]
+__all__ = ["TrainingSet", "local_update", "penalties"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +54,11 @@ def penalties(plan: Plan, network: FusionNetwork) -> list[tuple[torch.nn.Paramet
     training = plan.training
     deep = training.weight_decay if training.deep_decay is None else training.deep_decay
     found = []
-    for name, parameter in network.named_parameters():
+    for name, parameter in network.named.items():
         if parameter.dim() < 2 or name.startswith("baselines."):
             continue
         decay = training.weight_decay if name.startswith("linear.") else deep
-        reads_input = name.startswith("linear.") or name.endswith(".values.weight")
+        reads_input = name.startswith(("linear.", "tokenisers."))
         l1 = training.l1 if reads_input else 0.0
         if decay or l1:
             found.append((parameter, decay, l1))
@@ -81,12 +81,11 @@ def _batches(plan: Plan, data: TrainingSet, key: str) -> Iterator[TrainingSet]:
         order = order[training.batch :]
 
 
-def make_optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
-    """The site's optimiser, without a memory of earlier rounds."""
+def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
     training = plan.training
     if training.optimiser == "adam":
-        return torch.optim.Adam(network.parameters(), lr=training.rate)
-    return torch.optim.SGD(network.parameters(), lr=training.rate, momentum=training.momentum)
+        return torch.optim.Adam(network.named.values(), lr=training.rate)
+    return torch.optim.SGD(network.named.values(), lr=training.rate, momentum=training.momentum)
 
 
 def local_update(
@@ -105,10 +104,11 @@ def local_update(
     if patients == 0:
         return np.zeros(layout.size + 2)
     with torch.no_grad():
-        for name, parameter in network.named_parameters():
+        for name, parameter in network.named.items():
             parameter.copy_(torch.from_numpy(parameters[name].copy()))
-    network.train()
-    optimiser, penalised = make_optimiser(plan, network), penalties(plan, network)
+    if not network.training:
+        network.train()
+    optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
     first_loss = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))
@@ -124,6 +124,6 @@ def local_update(
                     if weight.grad is not None:
                         weight.grad += decay * weight + l1 * weight.sign() if l1 else decay * weight
             optimiser.step()
-    after = {n: p.detach().numpy() for n, p in network.named_parameters()}
+    after = {n: p.detach().numpy() for n, p in network.named.items()}
     change = (layout.flatten(after) - layout.flatten(parameters)) * patients
     return np.concatenate([change, [patients, first_loss or 0.0]])

@@ -26,10 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.determinism import one_thread
-from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.features import Preparation, no_sums, prepare, unite
+from oncofed_shared.errors import ConfigError, RemoteProtocolError
+from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
+    PARTS,
+    Columns,
     Describe,
     Description,
     Evaluate,
@@ -48,7 +50,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SitePrivacy
-from oncofed_shared.ring import decode
+from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import ServerState, apply, init
 
@@ -141,6 +143,7 @@ class State:
     Attributes:
         pending: sites whose reply to the current step is awaited.
         total: running sum of the current round's updates.
+        columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
@@ -158,6 +161,7 @@ class State:
     preparation: Preparation | None = None
     descriptions: Mapping[str, Description] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     total: NDArray[np.uint64] | None = None
     losses: tuple[float, ...] = ()
@@ -176,6 +180,9 @@ class Aggregator:
         session: id of the run, new for every run.
         curves: whether validation is tabulated on the way.
         state: where to go on; from the start without it.
+
+    Raises:
+        ConfigError: more sites than the plan's ring can sum, or tables of counts beyond the limit.
     """
 
     def __init__(
@@ -188,6 +195,12 @@ class Aggregator:
         curves: bool = True,
         state: State | None = None,
     ) -> None:
+        if len(roster.trainers) > plan.training.max_sites:
+            raise ConfigError(
+                f"{len(roster.trainers)} sites would train, and training.max_sites is {plan.training.max_sites}; raise it, "
+                "and lower training.range if their product is then too large"
+            )
+        vector_size(plan, subgroups=True)
         self.plan = plan
         self.roster = roster
         self.trial = trial
@@ -240,9 +253,12 @@ class Aggregator:
         match event:
             case Start(now=now):
                 # After a restart the sites are given the preparation again; the round under way begins anew.
-                if self.state.server is None:
-                    return self._enter(self.state.phase, now)
-                self.state = replace(self.state, round=len(self.state.losses), round_cost=Cost())
+                state = self.state
+                if state.server is None:
+                    return self._enter(Phase.DESCRIBE, now)
+                begun = state.round if state.phase is Phase.VALIDATE else None
+                whole = {r: v for r, v in state.validation.items() if r != begun}
+                self.state = replace(state, round=len(state.losses), validation=whole, round_cost=Cost())
                 return self._enter(Phase.OPEN, now)
             case Tick(now=now):
                 return self._overdue(now) if now >= self.state.deadline else []
@@ -277,7 +293,8 @@ class Aggregator:
         members = self._members(phase)
         trainers = [t for t in self.roster.trainers if t not in self.state.excluded]
         if not trainers or not members:
-            return self._fail("no site is left that could train: " + self._reasons())
+            what = "be asked" if trainers else "train"
+            return self._fail(f"no site is left that could {what}: {self._reasons()}")
         self.state = replace(
             self.state,
             phase=phase,
@@ -308,8 +325,7 @@ class Aggregator:
         if state.phase is Phase.DESCRIBE:
             return lambda _: Describe(head=head)
         if state.phase is Phase.SUMMARISE:
-            columns = unite(self.plan, [state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
-            return lambda _: Summarise(head=head, columns=columns)
+            return lambda _: Summarise(head=head, columns=state.columns)
         if state.phase is Phase.OPEN:
             preparation = self._prepared()
             opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
@@ -359,8 +375,12 @@ class Aggregator:
             case Phase.DESCRIBE, Description():
                 if set(reply.columns) != set(self.plan.modalities):
                     raise RemoteProtocolError("its modalities are not those of the plan")
+                wanted = set() if self.private else set(PARTS)
+                if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
+                    raise RemoteProtocolError("its numbers of patients are not those of the parts")
                 self.state = replace(state, descriptions={**state.descriptions, reply.site: reply})
             case Phase.SUMMARISE, Summary():
+                check_sums(self.plan, state.columns, reply.sums)
                 self.state = replace(state, sums={**state.sums, reply.site: reply.sums})
             case Phase.OPEN, Ready():
                 pass
@@ -387,11 +407,11 @@ class Aggregator:
     def _advance(self, now: float) -> list[Outgoing]:
         match self.state.phase:
             case Phase.DESCRIBE:
-                return self._agree(now) if self.private else self._enter(Phase.SUMMARISE, now)
+                return self._summarise(now)
             case Phase.SUMMARISE:
                 return self._agree(now)
             case Phase.OPEN:
-                return self._next_round(now)
+                return self._after_round(now)
             case Phase.TRAIN:
                 return self._finish_round(now)
             case Phase.VALIDATE:
@@ -400,14 +420,22 @@ class Aggregator:
                 self.state = replace(self.state, phase=Phase.DONE)
                 return []
 
-    def _agree(self, now: float) -> list[Outgoing]:
-        state = self.state
-        sites = [t for t in self.roster.trainers if t in (state.descriptions if self.private else state.sums)]
-        if not sites:
-            return self._fail("no site is left that could train: " + self._reasons())
-        columns = unite(self.plan, [state.descriptions[t].columns for t in sites])
-        if not any(columns.values()):
+    def _columns(self) -> Columns:
+        return unite(self.plan, [self.state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
+
+    def _summarise(self, now: float) -> list[Outgoing]:
+        columns = self._columns()
+        if self._members(Phase.SUMMARISE) and not any(columns.values()):
             return self._fail("no site has a single column that the plan asks for")
+        self.state = replace(self.state, columns=columns, sums={})
+        # Under a private plan there is nothing to sum: the preparation follows from its constants.
+        return self._agree(now) if self.private and any(columns.values()) else self._enter(Phase.SUMMARISE, now)
+
+    def _agree(self, now: float) -> list[Outgoing]:
+        state, sites, columns = self.state, self._members(Phase.SUMMARISE), self._columns()
+        if not sites or columns != state.columns:
+            # Who left took columns away that nobody else has; the others' sums are asked anew, without them.
+            return self._summarise(now)
         # Floats add up differently in another order; sorting by name gives one order whoever answers first.
         parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
         sums = np.sum(parts, axis=0)
@@ -432,10 +460,15 @@ class Aggregator:
         if state.total is None or state.server is None:
             return self._fail("no site answered in this round")
         total = decode(state.total)
-        patients, loss = total[-2], total[-1]
+        patients, loss = total[-2:] / COUNT_SCALE
         if patients < 1:
             return self._fail("no site has a training patient")
-        server = apply(self.plan.strategy, state.server, total[:-2] / patients)
+        server = apply(
+            self.plan.strategy,
+            state.server,
+            total[:-2] / patients,
+            progress=(state.round - 1) / self.plan.training.rounds,
+        )
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
         self.state = replace(
@@ -446,14 +479,19 @@ class Aggregator:
             costs=(*state.costs, state.round_cost),
             round_cost=Cost(),
         )
-        every, last = self.plan.training.validate_every, state.round == self.plan.training.rounds
+        return self._after_round(now)
+
+    def _after_round(self, now: float) -> list[Outgoing]:
+        """Validate if it is time and was not done before a restart; then the next round."""
+        training, done = self.plan.training, self.state.round
         if self.private:
             # Nobody says how many patients he has; whether there are such patients is a constant of the plan.
             has_validation = self.tables and bool(self.plan.evaluation.split.validation)
         else:
             counts = (self.state.descriptions[s].parts for s in self._members(Phase.VALIDATE))
             has_validation = any(parts.get("validation", 0) for parts in counts)
-        if self.curves and has_validation and (state.round % every == 0 or last):
+        due = done > 0 and (done % training.validate_every == 0 or done == training.rounds)
+        if self.curves and has_validation and due and done not in self.state.validation:
             return self._enter(Phase.VALIDATE, now)
         return self._next_round(now)
 

@@ -19,6 +19,7 @@ __all__ = [
     "Spread",
     "Study",
     "TaskView",
+    "clean",
     "listing",
     "mapping",
     "number",

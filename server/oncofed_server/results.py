@@ -17,7 +17,7 @@ from oncofed_shared.metrics import binning_error, compute, counts, figures, inte
 from oncofed_shared.plan import Plan
 from oncofed_shared.scoring import WHOLE, blocks, split_vector
 
-__all__ = ["METRICS", "alone_numbers", "arm_numbers", "binning_errors", "drawn", "spread"]
+__all__ = ["METRICS", "alone_numbers", "arm_numbers", "binning_errors", "drawn", "shown", "spread"]
 
 Vector = NDArray[np.float64]
 Tables = Mapping[str, Vector]
@@ -41,6 +41,25 @@ def _mean_bounds(bounds: Sequence[tuple[float, float] | None]) -> list[float] | 
     return [float(v) for v in np.mean(known, axis=0)] if known else None
 
 
+def _hidden(plan: Plan, task: str, vector: Vector) -> str | None:
+    """Why too few patients stand behind a table for its numbers to be shown."""
+    spec, rule = plan.tasks[task], plan.evaluation
+    patients, rarest = counts(spec, rule, vector)
+    if patients < rule.minimum_shown:
+        return f"fewer than {rule.minimum_shown} test patients"
+    if rarest < rule.minimum_events:
+        rare = "events" if spec.kind == "survival" else "patients of the rarest class"
+        return f"fewer than {rule.minimum_events} {rare} among the test patients"
+    return None
+
+
+def shown(plan: Plan, task: str, vector: Vector) -> dict[str, float | None]:
+    """A table's numbers, None where they are not defined or too few patients stand behind them."""
+    if _hidden(plan, task, vector) is None:
+        return compute(plan.tasks[task], plan.evaluation, vector)
+    return dict.fromkeys(METRICS[plan.tasks[task].kind])
+
+
 class _Cell:
     """One table, or none: its numbers, its intervals, or why there are none."""
 
@@ -48,16 +67,8 @@ class _Cell:
         spec, rule = plan.tasks[task], plan.evaluation
         self.values: dict[str, float | None] = {}
         self.bounds: dict[str, tuple[float, float] | None] = {}
-        self.why = "no table was sent"
-        if vector is None:
-            return
-        patients, rarest = counts(spec, rule, vector)
-        if patients < rule.minimum_shown:
-            self.why = f"fewer than {rule.minimum_shown} test patients"
-        elif rarest < rule.minimum_events:
-            rare = "events" if spec.kind == "survival" else "patients of the rarest class"
-            self.why = f"fewer than {rule.minimum_events} {rare} among the test patients"
-        else:
+        self.why = "no table was sent" if vector is None else _hidden(plan, task, vector) or ""
+        if vector is not None and not self.why:
             self.why = "not defined for these patients"
             self.values = compute(spec, rule, vector)
             self.bounds = interval(spec, rule, vector, draws=rule.bootstrap, seed=0, level=LEVEL)
@@ -82,12 +93,14 @@ def _block(plan: Plan, vector: Vector | None, block: tuple[str, str], task: str)
     return None if vector is None else split_vector(plan, vector, subgroups=True)[block][task]
 
 
-def _per_site(cells: Mapping[str, Sequence[_Cell]], metric: str) -> dict[str, Any]:
-    made = {site: _summary(c, metric) for site, c in cells.items()}
-    return {
+def _with_sites(overall: Sequence[_Cell], by_site: Mapping[str, Sequence[_Cell]], metric: str) -> dict[str, Any]:
+    """The number over all sites and each site's own, with one `why` for what is not there of either."""
+    entry = _summary(overall, metric)
+    made = {site: _summary(c, metric) for site, c in by_site.items()}
+    return entry | {
         "per_site": {s: e["overall"] for s, e in made.items()},
         "per_site_ci": {s: e["ci"] for s, e in made.items() if e["ci"] is not None},
-        "why": {s: e["why"]["overall"] for s, e in made.items() if "why" in e},
+        "why": entry.get("why", {}) | {s: e["why"]["overall"] for s, e in made.items() if "why" in e},
     }
 
 
@@ -115,19 +128,13 @@ def arm_numbers(
         by_external = {s: cells([r.get(s) for r in replicates]) for s in externals}
         numbers[task] = {}
         for metric in METRICS[plan.tasks[task].kind]:
-            entry = _summary(overall, metric)
-            site_part = _per_site(by_site, metric)
-            entry |= {
-                "per_site": site_part["per_site"],
-                "per_site_ci": site_part["per_site_ci"],
-                "why": entry.get("why", {}) | site_part["why"],
+            numbers[task][metric] = _with_sites(overall, by_site, metric) | {
                 "per_seed": [c.values.get(metric) for c in overall],
                 "subgroups": _subgroup_part(plan, groups, totals, task, metric),
-                "external": _summary(external, metric) | _per_site(by_external, metric)
+                "external": _with_sites(external, by_external, metric)
                 if externals
                 else {"overall": None, "per_site": {}, "why": {"overall": "no external site"}},
             }
-            numbers[task][metric] = entry
     return numbers
 
 
@@ -208,13 +215,19 @@ def _mean_subgroups(entries: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def drawn(plan: Plan, replicates: Sequence[Tables], sites: Sequence[str]) -> dict[str, Any]:
-    """Figures per task from the tables of all seeds together."""
+    """Figures per task from the tables of all seeds together; none where a seed's numbers are not shown."""
     totals = [t for t in (_total(r, sites) for r in replicates) if t is not None]
     if not totals:
         return {}
     summed = np.sum(totals, axis=0)
     whole = split_vector(plan, summed, subgroups=True)[WHOLE]
-    return {t: figures(plan.tasks[t], plan.evaluation, whole[t]) for t in plan.task_names}
+    # Every seed tests nearly the same patients: their tables together are not more patients.
+    each = [split_vector(plan, t, subgroups=True)[WHOLE] for t in totals]
+    return {
+        t: figures(plan.tasks[t], plan.evaluation, whole[t])
+        for t in plan.task_names
+        if all(_hidden(plan, t, own[t]) is None for own in each)
+    }
 
 
 def binning_errors(plan: Plan, tables: Tables, sites: Sequence[str]) -> dict[str, Any]:
@@ -230,14 +243,13 @@ def spread(plan: Plan, splits: Sequence[Tables], sites: Sequence[str], name: str
     """Mean, standard deviation and every value over re-splits or folds: {task: {metric: {overall, sd, name: [..]}}}."""
     made: dict[str, Any] = {}
     for task in plan.task_names:
-        spec, rule = plan.tasks[task], plan.evaluation
         values = [
-            compute(spec, rule, split_vector(plan, total, subgroups=True)[WHOLE][task])
+            shown(plan, task, split_vector(plan, total, subgroups=True)[WHOLE][task])
             for total in (_total(t, sites) for t in splits)
             if total is not None
         ]
         made[task] = {}
-        for metric in METRICS[spec.kind]:
+        for metric in METRICS[plan.tasks[task].kind]:
             own = [v[metric] for v in values]
             known = [v for v in own if v is not None]
             made[task][metric] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -18,6 +19,9 @@ def run_app(app: typer.Typer) -> None:
     except OncofedError as error:
         print("\n".join(error.problems), file=sys.stderr)
         sys.exit(int(error.exit_code))
-    except KeyboardInterrupt:
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this code before anybody else sees it.
+        if end.code != 128 + signal.SIGINT:
+            raise
         print("stopped; what was finished is on disk", file=sys.stderr)
         sys.exit(int(ExitCode.INTERRUPTED))

@@ -61,9 +61,10 @@ class Layout:
         """Compare arrays with the layout.
 
         Raises:
-            RemoteProtocolError: another name, another shape or a value that is not finite.
+            RemoteProtocolError: another name, another shape, no floats or a value that is not finite.
         """
-        if {n: a.shape for n, a in arrays.items()} != dict(self.shapes):
+        same = {n: a.shape for n, a in arrays.items()} == dict(self.shapes)
+        if not same or any(a.dtype.kind != "f" for a in arrays.values()):
             raise RemoteProtocolError("parameters are not those of the plan's network")
         if not all(bool(np.isfinite(a).all()) for a in arrays.values()):
             raise RemoteProtocolError("parameters hold a value that is not finite", code="diverged")

@@ -158,7 +158,7 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """Ring elements: patients x change of every parameter, then patients, then the sum of their losses."""
+    """Ring elements: patients x change of every parameter, then patients and the sum of their losses x `ring.COUNT_SCALE`."""
 
     head: Head
     site: str

@@ -26,16 +26,25 @@ __all__ = [
     "CategoricalColumn",
     "ClassificationTask",
     "Column",
+    "Evaluation",
     "Modality",
+    "ModelSettings",
     "NoPrivacy",
     "NumericColumn",
     "OrdinalColumn",
     "Plan",
     "Privacy",
+    "Reference",
     "Simulation",
     "SitePrivacy",
+    "SplitColumn",
+    "SplitFractions",
+    "Strategy",
+    "StudyHeader",
+    "Subgroup",
     "SurvivalTask",
     "Task",
+    "Training",
     "compile_pattern",
     "load",
     "parse",
@@ -292,8 +301,8 @@ class ModelSettings(Frozen):
         width: length of a token.
         layers: transformer layers; 0 leaves the linear path alone.
         linear_path: a linear map from all scaled inputs to the outputs beside the transformer, which starts at zero.
-        block_scaling: on the linear path a modality's columns are divided by the root of their number, so that one decay
-            holds two clinical columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
+        block_scaling: a modality's columns are divided by the root of their number, so that one decay holds two clinical
+            columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
         hazards: `proportional` (one risk score per patient and one baseline per interval) or `free`.
     """
 
@@ -354,8 +363,8 @@ class Training(Frozen):
     input_dropout: Fraction = 0.0
     class_weights: Literal["none", "balanced"] | dict[Key, tuple[Positive, ...]] = "none"
     dtype: Literal["float32", "float64"] = "float32"
-    range: Positive = 4096.0
-    max_sites: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    range: Positive = 32768.0
+    max_sites: Annotated[int, Field(ge=1, le=100_000)] = 128
     validate_every: Annotated[int, Field(ge=1)] = 10
     deadline_minutes: Positive = 60.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
@@ -374,12 +383,14 @@ class Strategy(Frozen):
     """What the aggregator does with the mean of the sites' updates.
 
     Attributes:
+        schedule: `linear` lets the rate fall to zero over the rounds, so that the last model is not one of an oscillation.
         tau: added to the root in the adaptive rules (Reddi et al. 2021, who advise 1e-3). Much less of it turns rounding errors of
             gradients that are zero into whole steps.
     """
 
     name: Literal["fedavg", "fedavgm", "fedadam", "fedadagrad"] = "fedavg"
     rate: Positive = 1.0
+    schedule: Literal["constant", "linear"] = "constant"
     momentum: Fraction = 0.9
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     tau: Positive = 1e-3

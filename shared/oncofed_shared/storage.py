@@ -55,7 +55,7 @@ def dump_json(content: Any) -> bytes:
 
 def write_arrays(path: Path, arrays: dict[str, NDArray[Any]], facts: dict[str, Any], *, private: bool = False) -> None:
     """Write named arrays and JSON facts as one safetensors file; equal content gives equal bytes."""
-    whole = {name: np.ascontiguousarray(arrays[name]) for name in sorted(arrays)}
+    whole = {name: np.asarray(arrays[name], order="C") for name in sorted(arrays)}
     text = json.dumps(facts, sort_keys=True, allow_nan=False)
     write_whole(path, save_tensors(whole, metadata={"oncofed": text}), private=private)
 

@@ -16,12 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
-from oncofed_shared.errors import ConfigError
+from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.run import Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
+# `readable=False`: what cannot be read is for us to say, with our exit code, and not for the parser of options.
 app = typer.Typer(help="A whole consortium on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
 import_app = typer.Typer(
     help="Bring public data into site folders.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -41,7 +42,11 @@ def _seeds(text: str) -> tuple[int, ...]:
 
 @contextmanager
 def _interruption() -> Iterator[list[bool]]:
-    """Ctrl-C asks to stop after the round; a second one stops at once."""
+    """Ctrl-C asks to stop after the round; a second one stops at once.
+
+    Raises:
+        Interrupted: stopped at once, by whichever way the interruption came out.
+    """
     asked = [False]
 
     def ask(signum: int, frame: object) -> None:
@@ -53,6 +58,8 @@ def _interruption() -> Iterator[list[bool]]:
     before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield asked
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once; --resume goes on from the last round on disk") from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -60,10 +67,10 @@ def _interruption() -> Iterator[list[bool]]:
 
 @app.command()
 def run(
-    study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.")],
-    sites: Annotated[Path | None, typer.Option(help="Folder with a folder per hospital.")] = None,
-    external: Annotated[Path | None, typer.Option(help="Hospitals that only test the model.")] = None,
-    out: Annotated[Path, typer.Option(help="Where model and report go.")] = Path("out/run"),
+    study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.", readable=False)],
+    sites: Annotated[Path | None, typer.Option(help="Folder with a folder per hospital.", readable=False)] = None,
+    external: Annotated[Path | None, typer.Option(help="Hospitals that only test the model.", readable=False)] = None,
+    out: Annotated[Path, typer.Option(help="Where model and report go.", readable=False)] = Path("out/run"),
     seeds: Annotated[str, typer.Option(help="One run per seed, with commas.")] = "0",
     only: Annotated[str, typer.Option(help="Names of the sites to use, with commas.")] = "",
     min_patients: Annotated[
@@ -112,7 +119,7 @@ def run(
 
 @app.command()
 def cohort(
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[Path, typer.Argument(help="A new folder.", readable=False)],
     sites: Annotated[int, typer.Option(help="Number of hospitals.")],
     patients: Annotated[int, typer.Option(help="Patients of all hospitals together.")],
     seed: Annotated[int, typer.Option(help="Same seed, same files.")],
@@ -127,8 +134,8 @@ def cohort(
 
 @import_app.command()
 def flamby(
-    source: Annotated[Path, typer.Argument(help="FLamby's fed_tcga_brca folder.")],
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    source: Annotated[Path, typer.Argument(help="FLamby's fed_tcga_brca folder.", readable=False)],
+    out: Annotated[Path, typer.Argument(help="A new folder.", readable=False)],
 ) -> None:
     """Make six site folders from FLamby's breast-cancer benchmark."""
     print(import_flamby(source, out))

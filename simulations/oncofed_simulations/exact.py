@@ -33,7 +33,7 @@ def _score(plan: Plan, sites: Mapping[str, Site], run: Run, scored: Scored) -> N
     aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), run.trial, session="", state=run.state)
     network.load_state_dict({n: torch.from_numpy(a) for n, a in aggregator.parameters().items()})
     network.eval()
-    for site in sites.values():
+    for site in (s for n, s in sites.items() if n not in run.state.excluded):
         cohort = site.source.cohort(plan)
         rows = site.source.split(plan, cohort, run.trial) == 2
         data = training_set(plan, preparation, cohort, rows)

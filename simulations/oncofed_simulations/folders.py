@@ -29,9 +29,9 @@ def site_folders(root: Path) -> list[Path]:
         ConfigError: `root` is not a folder, or no subfolder holds a table.
         StorageError: `root` or a subfolder cannot be read.
     """
-    if not root.is_dir():
-        raise ConfigError(f"{root}: is not a folder; expected one with a subfolder per site that holds its tables")
     try:
+        if not root.is_dir():
+            raise ConfigError(f"{root}: is not a folder; expected one with a subfolder per site that holds its tables")
         found = [
             folder
             for folder in root.iterdir()

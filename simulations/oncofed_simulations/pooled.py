@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.site import Source
+from oncofed_shared.features import unite
 from oncofed_shared.messages import Columns, Trial
 from oncofed_shared.plan import Plan
 
@@ -17,12 +18,7 @@ __all__ = ["PooledSource", "merge"]
 
 def merge(plan: Plan, cohorts: Sequence[Cohort], names: Sequence[str]) -> Cohort:
     """One cohort of all patients; a column that a site lacks is missing for its patients."""
-    columns: Columns = {
-        m: next((c.columns[m] for c in cohorts if c.columns[m]), ())
-        if plan.modalities[m].columns is not None
-        else tuple(sorted({name for c in cohorts for name in c.columns[m]}))
-        for m in plan.modalities
-    }
+    columns: Columns = unite(plan, [c.columns for c in cohorts])
 
     def block(cohort: Cohort, modality: str) -> NDArray[np.float64]:
         place = {c: i for i, c in enumerate(columns[modality])}

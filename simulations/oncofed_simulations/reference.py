@@ -56,14 +56,15 @@ def _cox(task: SurvivalTask, table: Values, labels: Values, train: Rows, alpha: 
     curves = model.predict_survival_function(table)
     edges = np.asarray(task.edges[1:])
     low, high = curves[0].domain
-    return np.stack([c(np.clip(edges, low, high)) for c in curves])
+    # Before the first time that anybody was followed, sksurv's function has the value after it; nobody had died.
+    return np.stack([np.where(edges < c.x[0], 1.0, c(np.clip(edges, low, high))) for c in curves])
 
 
 def reference_predictions(plan: Plan, cohort: Cohort, train: Rows, name: str) -> dict[str, Values]:
     """Fit a reference on the training patients of the pooled cohort and predict everybody.
 
     Survival: Cox regression with a ridge penalty (alpha = penalty x patients); classification: logistic regression with the
-    same. A task that cannot be fitted (no event, one class) is left out.
+    same. A task that cannot be fitted (no event, one class, no feature that varies) is left out.
 
     Returns:
         Per task predictions in the shape that `metrics.tally` takes.
@@ -71,7 +72,7 @@ def reference_predictions(plan: Plan, cohort: Cohort, train: Rows, name: str) ->
     reference = plan.evaluation.reference[name]
     table = _scaled(_features(plan, cohort, reference, name), train)
     made: dict[str, Values] = {}
-    for task_name, task in plan.tasks.items():
+    for task_name, task in plan.tasks.items() if table.shape[1] else ():
         labels = cohort.labels[task_name]
         if isinstance(task, SurvivalTask):
             if np.any(labels[train, 1] == 1):

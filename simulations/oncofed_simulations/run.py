@@ -13,15 +13,20 @@ from typing import Any
 from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Roster
 from oncofed_server.report import headline, write_report
-from oncofed_shared.errors import ConfigError, StorageError
+from oncofed_shared.errors import ConfigError, OncofedError, StorageError
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_arrays, write_whole
-from oncofed_simulations.consortium import Consortium, Run, open_site
+from oncofed_simulations.consortium import Consortium, Run, folder_settings, open_site
 from oncofed_simulations.folders import site_folders
+from oncofed_simulations.loopback import Tap
 from oncofed_simulations.study import Study
-from oncofed_simulations.synthetic import read_settings, write_cohort
+from oncofed_simulations.synthetic import CohortSettings, read_settings, write_cohort
 
 __all__ = ["Options", "run_study"]
+
+PRODUCTS = ("model.safetensors", "result.json", "report.html", "manifest.json")
+LEFTOVERS = (".*.json.*", ".*.html.*", ".*.safetensors.*", ".*.txt.*", ".cohort-*.partial")
+"""What a killed run may leave: files that were not yet whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Options:
     Attributes:
         watch: called after every round with the run's key, the number of runs and the aggregator.
         interrupted: whether to stop between two rounds.
+        tap: sees every byte over a site's boundary.
     """
 
     sites: Path | None
@@ -44,6 +50,7 @@ class Options:
     watch: Callable[[str, Aggregator], None] = lambda key, aggregator: None
     interrupted: Callable[[], bool] = lambda: False
     announce: Callable[[int], None] = lambda rounds: None
+    tap: Tap = lambda direction, site, content: None
     command: str = ""
 
 
@@ -58,8 +65,14 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
         Interrupted: stopped by a person; `resume` goes on to the same model.
     """
     started = time.monotonic()
-    _claim(plan, options)
-    sites, externals = _open(plan, options)
+    _check_out(plan, options)
+    if options.sites is not None:
+        sites, externals = _open(plan, options, site_folders(options.sites))
+        _claim(plan, options)
+    else:
+        settings = _cohort_settings(plan)
+        _claim(plan, options)
+        sites, externals = _open(plan, options, _generated(options.out / "cohort", settings))
     consortium = Consortium(
         plan=plan,
         sites=sites,
@@ -67,63 +80,100 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
         store=options.out / "progress",
         interrupted=options.interrupted,
         watch=options.watch,
+        tap=options.tap,
     )
     study = Study(plan, consortium, seeds=options.seeds, baselines=options.baselines)
+    # Only now is it sure that the run can begin: until here an earlier run's results stay.
+    _remove_products(options.out)
     options.announce(study.rounds())
-    released, result = study.train()
+    try:
+        released, result = study.train()
+    finally:
+        _write_journals(options.out, consortium)
     result["command"] = options.command
     result["seconds"] = round(time.monotonic() - started, 3)
-    _write(plan, options, released, result)
-    _write_journals(options.out, consortium)
+    try:
+        _write(plan, options, released, result)
+    except OncofedError:
+        _remove_products(options.out)
+        raise
     shutil.rmtree(options.out / "progress", ignore_errors=True)
     return result
 
 
-def _claim(plan: Plan, options: Options) -> None:
-    """Take the output folder: a new one, one of an earlier run, or, with `resume`, an unfinished one of this plan."""
+def _mark(plan: Plan, options: Options) -> bytes:
+    """What a run that is resumed must agree in: everything that decides the result."""
+    facts = {
+        "plan_hash": plan.hash,
+        "simulation": plan.simulation.model_dump(mode="json"),
+        "seeds": list(options.seeds),
+        "sites": None if options.sites is None else str(options.sites.resolve()),
+        "external": None if options.external is None else str(options.external.resolve()),
+        "only": sorted(options.only),
+        "min_patients": options.min_patients,
+    }
+    return dump_json(facts)
+
+
+def _check_out(plan: Plan, options: Options) -> None:
+    """See that the output folder is a new one, one of an earlier run, or, with `resume`, an unfinished one of this run."""
     out, mark = options.out, options.out / "plan.json"
-    facts = dump_json({"plan_hash": plan.hash, "seeds": list(options.seeds)})
     try:
         if out.exists() and any(out.iterdir()) and not mark.exists():
             raise ConfigError(f"{out}: is not empty and is not the output of an earlier run; choose another folder")
-        if options.resume:
-            if not mark.exists():
-                raise ConfigError(f"{out}: there is no run to resume; leave --resume out")
-            if mark.read_bytes() != facts:
-                raise ConfigError(
-                    f"{out}: holds a run of another plan or other seeds; resume with the same study file and "
-                    "--seeds, or choose another folder"
-                )
+        if not options.resume:
             return
-        for name in ("progress", "sites"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for name in ("report.html", "result.json", "model.safetensors", "manifest.json"):
-            (out / name).unlink(missing_ok=True)
+        if not mark.exists():
+            raise ConfigError(f"{out}: there is no run to resume; leave --resume out")
+        if mark.read_bytes() != _mark(plan, options):
+            raise ConfigError(
+                f"{out}: holds a run of another study, or with other --seeds, --sites, --external, --only or "
+                "--min-patients; resume with the same ones, or choose another folder"
+            )
     except OSError as error:
         raise StorageError(f"{out}: cannot be used ({error.strerror}); choose another folder") from None
-    write_whole(mark, facts)
 
 
-def _folders(plan: Plan, options: Options) -> list[Path]:
-    if options.sites is not None:
-        return site_folders(options.sites)
+def _claim(plan: Plan, options: Options) -> None:
+    """Make the output folder this run's: what earlier runs left on their way goes, their results stay."""
+    out = options.out
+    for pattern in LEFTOVERS:
+        for path in out.rglob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    if not options.resume:
+        for name in ("progress", "sites", "cohort"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        write_whole(out / "plan.json", _mark(plan, options))
+
+
+def _remove_products(out: Path) -> None:
+    for name in PRODUCTS:
+        (out / name).unlink(missing_ok=True)
+
+
+def _cohort_settings(plan: Plan) -> CohortSettings:
     if plan.simulation.cohort is None:
         raise ConfigError("the study has no [simulation.cohort]; say where the hospitals are with --sites DIR")
-    settings = read_settings(plan.simulation.cohort)
-    cohort = options.out / "cohort"
+    return read_settings(plan.simulation.cohort)
+
+
+def _generated(cohort: Path, settings: CohortSettings) -> list[Path]:
     if not cohort.exists():
         write_cohort(cohort, **settings.model_dump())
     return site_folders(cohort)
 
 
-def _open(plan: Plan, options: Options) -> tuple[dict[str, Site], dict[str, Site]]:
+def _open(plan: Plan, options: Options, folders: Sequence[Path]) -> tuple[dict[str, Site], dict[str, Site]]:
     problems: list[str] = []
 
     def opened(folders: Sequence[Path]) -> dict[str, Site]:
         made: dict[str, Site] = {}
         for folder in folders:
-            state = options.out / "sites" / folder.name
             try:
+                state = options.out / "sites" / folder_settings(folder, plan).site.name
                 site = open_site(folder, plan, state=state, minimum=options.min_patients)
             except ConfigError as error:
                 problems.extend(error.problems)
@@ -133,12 +183,12 @@ def _open(plan: Plan, options: Options) -> tuple[dict[str, Site], dict[str, Site
             made[site.name] = site
         return made
 
-    sites = opened(_folders(plan, options))
+    sites = opened(folders)
     unknown = sorted(set(options.only) - set(sites))
     if unknown:
         problems.append(f"--only: no such site: {', '.join(unknown)}; there are {', '.join(sites)}")
     externals = opened(site_folders(options.external)) if options.external else {}
-    problems += [f"'{n}' is both a site and external" for n in set(externals) & set(sites)]
+    problems += [f"'{n}' is both a site and external" for n in sorted(set(externals) & set(sites))]
     if problems:
         raise ConfigError(*problems)
     if options.only:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -15,11 +16,11 @@ from oncofed_server.results import (
     arm_numbers,
     binning_errors,
     drawn,
+    shown,
     spread,
 )
-from oncofed_shared.errors import OncofedError
+from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.metrics import compute
 from oncofed_shared.plan import Plan, SitePrivacy
 from oncofed_shared.privacy import Mechanism, in_roster
 from oncofed_shared.releases import uncharged
@@ -119,9 +120,11 @@ class Study:
         return released, self._result(runs, arms)
 
     def _alone(self) -> Numbers:
-        tables = {
-            name: _replicates(_each(partial(self.consortium.alone, name), self._trials())) for name in self.trainable
-        }
+        """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
+        tables: dict[str, Replicates] = {}
+        for name in self.trainable:
+            with suppress(RemoteProtocolError):
+                tables[name] = _replicates(_each(partial(self.consortium.alone, name), self._trials()))
         return alone_numbers(self.plan, tables, self.sites)
 
     def _result(self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers]) -> dict[str, Any]:
@@ -209,9 +212,7 @@ class Study:
             table = run.state.validation.get(i)
             if table is not None:
                 whole = split_vector(self.plan, table, subgroups=False)[WHOLE]
-                entry["validation"] = {
-                    t: compute(self.plan.tasks[t], self.plan.evaluation, v) for t, v in whole.items()
-                }
+                entry["validation"] = {t: shown(self.plan, t, v) for t, v in whole.items()}
             entries.append(entry)
         return entries
 

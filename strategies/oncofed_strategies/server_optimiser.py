@@ -58,16 +58,19 @@ def init(parameters: Flat) -> ServerState:
     return ServerState(parameters=parameters)
 
 
-def apply(rule: Strategy, state: ServerState, mean_update: Flat) -> ServerState:
+def apply(rule: Strategy, state: ServerState, mean_update: Flat, *, progress: float = 0.0) -> ServerState:
     """One step of the server's optimiser.
 
     Args:
         mean_update: (d,) mean over patients of the sites' changes.
+        progress: part of the rounds that is over, in [0, 1), for the schedule of the rate.
 
     Guarantees:
         - The result depends on the arguments alone; the argument `state` is not changed.
     """
     weight = torch.from_numpy(state.parameters.copy()).requires_grad_()
+    if rule.schedule == "linear":
+        rule = rule.model_copy(update={"rate": rule.rate * (1 - progress)})
     optimiser = STRATEGIES[rule.name]([weight], rule)
     if state.memory:
         memory = {

@@ -129,9 +129,7 @@ def _hospital(name: str, count: int, rng: np.random.Generator, lacking: tuple[st
     for table, names in (("genes", [f"G{g}_rna" for g in range(7)]), ("radiomics", [f"shape_{r}" for r in range(5)])):
         values = rng.standard_normal((count, len(names))) * 3 + 2 + signal[:, None]
         gaps = rng.random(values.shape) < 0.1
-        columns = {
-            n: ["" if gaps[i, j] else f"{values[i, j]:.6g}" for i in range(count)] for j, n in enumerate(names)
-        }
+        columns = {n: ["" if gaps[i, j] else f"{values[i, j]:.6g}" for i in range(count)] for j, n in enumerate(names)}
         rows = [i for i in range(count) if i % 6 != 5]
         whole = {"patient_id": ids, **columns}
         if table not in lacking:
@@ -218,6 +216,10 @@ class World:
         """Write hospitals and study."""
         for hospital in self.hospitals:
             hospital.write(self.sites)
+        return self.write_study()
+
+    def write_study(self) -> World:
+        """Write the study alone."""
         self.study.write_text(tomli_w.dumps(self.content), encoding="utf-8")
         return self
 

@@ -34,7 +34,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import build
 from oncofed_shared.privacy import Mechanism
-from oncofed_shared.ring import decode
+from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.storage import read_arrays
 from oncofed_simulations.comparisons import pooled_like, without_privacy
 from oncofed_simulations.consortium import POOLED
@@ -111,7 +111,7 @@ def test_nothing_uncharged_is_on_the_wire(private: Any) -> None:
         if isinstance(message, Description):
             assert (message.parts, message.modalities, message.events) == ({}, {}, {})
         if isinstance(message, Update):
-            assert decode(message.vector)[-2] == private.plan.privacy.patients[message.site]
+            assert decode(message.vector)[-2] / COUNT_SCALE == private.plan.privacy.patients[message.site]
             assert decode(message.vector)[-1] == 0
     lengths = {len(m.vector) for _, m in sent if isinstance(m, Update)}
     assert len(lengths) == 1
@@ -241,7 +241,7 @@ def test_withdrawn_consent_changes_neither_rate_nor_divisor_nor_weight(private: 
         reply = site.handle(Train(head=head(), round=1, parameters=parameters))
         assert isinstance(reply, Update)
         total = decode(reply.vector)
-        assert total[-2] == 25
+        assert total[-2] / COUNT_SCALE == 25
         # At this epsilon the update is noise, whose size tells rate, divisor and weight: a divisor in patients would double it.
         mechanism = Mechanism.for_plan(private.plan, "alpha")
         expected = mechanism.noise_scale / (0.5 * 25) * 25 * private.plan.training.rate
