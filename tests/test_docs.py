@@ -36,7 +36,8 @@ STUDY = {
     "`[evaluation.split]`, a published column": plan.SplitColumn,
     "`[evaluation.subgroups.NAME]`": plan.Subgroup,
     "`[evaluation.reference.NAME]`": plan.Reference,
-    "`[privacy]`": plan.Privacy,
+    "`[privacy]`, none": plan.NoPrivacy,
+    "`[privacy]`, at the site": plan.SitePrivacy,
     "`[simulation]`": plan.Simulation,
     "`[simulation.cohort]`": CohortSettings,
 }

@@ -226,7 +226,13 @@ def _points(cohort: Cohort, plan: Plan, seed: int, member: NDArray[np.bool_]) ->
     Patients of a stratum are sorted by a keyed hash of their id; the j-th of n gets (j + u) / n
     with one u in [0, 1) per site and stratum, so that the expected share of every part is exact
     even in a stratum of one.
+
+    In a private study the hash itself is the point: where it were the rank, one patient more or
+    less would move others between the parts, and the noise hides one patient's change, not theirs.
     """
+    if plan.privacy.noise != "none":
+        hashes = (_hashed(f"patient|{p}", seed) for p in cohort.patients)
+        return np.fromiter(((h >> 11) * 2.0**-53 for h in hashes), np.float64, len(cohort.patients))
     points = np.zeros(len(cohort.patients))
     strata = _strata(cohort, plan)
     for stratum in np.unique(strata[member]).tolist():
@@ -256,7 +262,7 @@ def split_patients(
 
     Guarantees:
         - A patient's part does not depend on the order of rows, nor on anything but the ids in his
-          stratum.
+          stratum; in a private study on nothing but his own id.
         - The folds of one seed partition the patients.
 
     Raises:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
+from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.rounds import check_control, train_round
 from oncofed_client.training import TrainingSet
 from oncofed_shared.determinism import one_thread
@@ -47,7 +48,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan
-from oncofed_shared.ring import COUNT_SCALE, RING_LIMIT, encode
+from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
@@ -114,13 +115,20 @@ class Site:
         plans: the plans that its data officer approved, by hash.
         minimum_cohort: fewest patients with whom it takes part.
         state: folder for what must outlive this process; without it a session ends with the process.
+        noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
     """
 
     def __init__(
-        self, source: Source, plans: Mapping[str, Plan], *, minimum_cohort: int, state: Path | None = None
+        self,
+        source: Source,
+        plans: Mapping[str, Plan],
+        *,
+        minimum_cohort: int,
+        state: Path | None = None,
+        noise_seed: int | None = None,
     ) -> None:
         self.state = state
         self.source = source
@@ -129,6 +137,7 @@ class Site:
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.memories = Memories(None if state is None else state / "sessions")
+        self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
         self._admitted: set[str] = set()
 
     @property
@@ -145,6 +154,7 @@ class Site:
             - Nothing is answered for fewer patients than the policy asks for, whatever is asked first. A withdrawal in the
               course of a run changes the sums and not the participation.
             - The answer holds sums and counts over patients, never a row.
+            - Under a private plan, what it learned from training patients is noised and charged.
         """
         try:
             plan = self.plans.get(request.head.plan_hash)
@@ -165,6 +175,7 @@ class Site:
         if plan.hash not in self._admitted:
             self.admit(plan, request.head.trial)
             self._admitted.add(plan.hash)
+        guard(plan, self.name, request)
         match request:
             case Describe(head=head):
                 return self._describe(plan, head)
@@ -208,6 +219,10 @@ class Site:
 
     def _describe(self, plan: Plan, head: Head) -> Description:
         cohort, split = self.admit(plan, head.trial)
+        columns = dict(cohort.columns)
+        if plan.privacy.noise != "none":
+            # Numbers of patients are the plan's; the true ones stay here.
+            return Description(head=head, site=self.name, columns=columns, parts={}, modalities={}, events={})
         events: dict[str, int] = {}
         for name, task in plan.tasks.items():
             labels = cohort.labels[name]
@@ -219,7 +234,7 @@ class Site:
         return Description(
             head=head,
             site=self.name,
-            columns=dict(cohort.columns),
+            columns=columns,
             parts={p: int(np.count_nonzero(split == c)) for p, c in _PART_CODES.items()}
             | {"all": len(cohort.patients)},
             modalities={
@@ -232,6 +247,8 @@ class Site:
     def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         network = build(plan, preparation.columns, seed=head.trial.seed)
+        if plan.privacy.noise != "none":
+            self.private.check(plan, network, width=preparation.width)
         layout = shared_layout(plan, network)
         session = Session(
             plan=plan,
@@ -288,11 +305,14 @@ class Site:
         head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
         check_control(session.plan, session.layout, request.control)
+        plan, network = session.plan, session.network
         _, data = self._data(session, head.trial, "train")
-        kept = self.memories.of(head).at(request.round) if session.plan.strategy.site_memory else {}
+        if plan.privacy.noise != "none":
+            return self.private.answer(plan, network, session.layout, data, request)
+        kept = self.memories.of(head).at(request.round) if plan.strategy.site_memory else {}
         total, after = train_round(
-            session.plan,
-            session.network,
+            plan,
+            network,
             data,
             session.complete(request.parameters, kept),
             whole=session.whole,
@@ -301,12 +321,10 @@ class Site:
             kept=kept,
             key=f"{head.trial}|{self.name}|{request.round}",
         )
-        training = session.plan.training
-        change = encode(total[:-2], training.range)
-        counts = encode(total[-2:] * COUNT_SCALE, RING_LIMIT / training.max_sites)
-        if session.plan.strategy.site_memory:
+        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
+        if plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        return Update(head=head, site=self.name, vector=np.concatenate([change, counts]))
+        return Update(head=head, site=self.name, vector=vector)
 
     def _evaluate(self, request: Evaluate) -> Tables:
         session = self._session(request.head)

@@ -1,12 +1,15 @@
 """One training run of a plan as a state table: an event in, requests out. No sockets, no Flower, no clock of its own.
 
     phase      asks            of whom                 when all have answered
-    DESCRIBE   Describe        everybody               SUMMARISE
+    DESCRIBE   Describe        everybody               SUMMARISE, or OPEN under a private plan
     SUMMARISE  Summarise       trainers                OPEN
     OPEN       Open            everybody               TRAIN
     TRAIN      Train           trainers                VALIDATE every n rounds, TRAIN, or TEST after the last
     VALIDATE   Evaluate        evaluators              TRAIN or TEST
     TEST       Evaluate        evaluators, externals   DONE
+
+Under a private plan there are no statistics of patients, no counts and no losses; without `release_tables` there is neither
+VALIDATE nor TEST.
 
 A refusal, or silence beyond the deadline and all attempts, takes a site out of the run and is written down; the run goes on with
 the rest. A site whose update is not finite or out of range ends the run, because its next update would be no better.
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_sums, prepare, unite
+from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
@@ -48,7 +51,7 @@ from oncofed_shared.messages import (
     Update,
 )
 from oncofed_shared.network import build
-from oncofed_shared.plan import Plan
+from oncofed_shared.plan import Plan, SitePrivacy
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
@@ -221,6 +224,16 @@ class Aggregator:
         return self.state.phase in {Phase.DONE, Phase.FAILED}
 
     @property
+    def private(self) -> bool:
+        """Whether nothing but noised updates may tell of training patients."""
+        return self.plan.privacy.noise != "none"
+
+    @property
+    def tables(self) -> bool:
+        """Whether the plan lets sites release tables of counts."""
+        return not isinstance(self.plan.privacy, SitePrivacy) or self.plan.privacy.release_tables
+
+    @property
     def layout(self) -> Layout:
         """Order of the parameters that are shared; known once the columns are agreed."""
         if self._layout is None:
@@ -389,7 +402,8 @@ class Aggregator:
             case Phase.DESCRIBE, Description():
                 if set(reply.columns) != set(self.plan.modalities):
                     raise RemoteProtocolError("its modalities are not those of the plan")
-                if set(reply.parts) != set(PARTS) or min(reply.parts.values()) < 0:
+                wanted = set() if self.private else set(PARTS)
+                if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
                     raise RemoteProtocolError("its numbers of patients are not those of the parts")
                 self.state = replace(state, descriptions={**state.descriptions, reply.site: reply})
             case Phase.SUMMARISE, Summary():
@@ -449,7 +463,8 @@ class Aggregator:
         if self._members(Phase.SUMMARISE) and not any(columns.values()):
             return self._fail("no site has a single column that the plan asks for")
         self.state = replace(self.state, columns=columns, sums={})
-        return self._enter(Phase.SUMMARISE, now)
+        # Under a private plan there is nothing to sum: the preparation follows from its constants.
+        return self._agree(now) if self.private and any(columns.values()) else self._enter(Phase.SUMMARISE, now)
 
     def _agree(self, now: float) -> list[Outgoing]:
         state, sites, columns = self.state, self._members(Phase.SUMMARISE), self._columns()
@@ -457,7 +472,8 @@ class Aggregator:
             # Who left took columns away that nobody else has; the others' sums are asked anew, without them.
             return self._summarise(now)
         # Floats add up differently in another order; sorting by name gives one order whoever answers first.
-        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
+        parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
+        sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
         network = build(self.plan, columns, seed=self.trial.seed)
         try:
@@ -471,7 +487,10 @@ class Aggregator:
 
     def _next_round(self, now: float) -> list[Outgoing]:
         if self.state.round >= self.plan.training.rounds:
-            return self._enter(Phase.TEST, now)
+            if self.tables:
+                return self._enter(Phase.TEST, now)
+            self.state = replace(self.state, phase=Phase.DONE)
+            return []
         self.state = replace(self.state, round=self.state.round + 1)
         return self._enter(Phase.TRAIN, now)
 
@@ -510,9 +529,12 @@ class Aggregator:
     def _after_round(self, now: float) -> list[Outgoing]:
         """Validate if it is time and was not done before a restart; then the next round."""
         training, done = self.plan.training, self.state.round
-        has_validation = any(
-            self.state.descriptions[s].parts.get("validation", 0) for s in self._members(Phase.VALIDATE)
-        )
+        if self.private:
+            # Nobody says how many patients he has; whether there are such patients is a constant of the plan.
+            has_validation = self.tables and bool(self.plan.evaluation.split.validation)
+        else:
+            counts = (self.state.descriptions[s].parts for s in self._members(Phase.VALIDATE))
+            has_validation = any(parts.get("validation", 0) for parts in counts)
         due = done > 0 and (done % training.validate_every == 0 or done == training.rounds)
         if self.curves and has_validation and due and done not in self.state.validation:
             return self._enter(Phase.VALIDATE, now)

@@ -22,6 +22,7 @@ COLOURS = {
     "federated": "#0072B2",
     "pooled": "#009E73",
     "alone": "#D55E00",
+    "without_privacy": "#CC79A7",
     "reference": "#4D4D4D",
     "low": "#0072B2",
     "middle": "#E69F00",
@@ -66,7 +67,7 @@ def svg(width: float, height: float, label: str, body: Markup, css: str = "") ->
 
 
 def mark(arm: str, x: float, y: float, title: str = "", size: float = 4.5) -> Markup:
-    """An arm's mark: circle (federated), diamond (pooled), square (alone), bar (reference)."""
+    """An arm's mark: circle (federated), diamond (pooled), square (alone), triangle (without privacy), bar (reference)."""
     colour = COLOURS.get(arm, COLOURS["reference"])
     s = size
     if arm == "federated":
@@ -83,6 +84,7 @@ def mark(arm: str, x: float, y: float, title: str = "", size: float = 4.5) -> Ma
                 (s - 0.8, s - 0.8),
                 (-s + 0.8, s - 0.8),
             ),
+            "without_privacy": ((0, -s), (s, s - 0.5), (-s, s - 0.5)),
         }.get(arm, ((-1.6, -s - 1), (1.6, -s - 1), (1.6, s + 1), (-1.6, s + 1)))
         points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outline)
         fill = "#fff" if arm == "alone" else colour

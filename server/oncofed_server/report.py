@@ -49,7 +49,7 @@ def _predicted(task: TaskView) -> str:
 
 def _figures(study: Study, task: TaskView) -> list[tuple[str, str, Markup]]:
     """(title, caption, picture) of the figures that exist for a task's kind."""
-    names = {a: n for a, n in arm_names(study).items() if a != "alone"}
+    names = {a: n for a, n in arm_names(study).items() if a not in {"alone", "without_privacy"}}
     found: list[tuple[str, str, Markup | None]] = [
         ("ROC curve", "The further to the upper left, the better.", charts.roc(task, names))
     ]
@@ -99,6 +99,8 @@ def _legend(study: Study) -> list[tuple[Markup, str, str]]:
         "pooled": "the same network, trained as if all patients were in one place",
         "alone": "each site's own model; overall, the mean over the sites that could train one, on "
         "everybody's test patients; per site, its own model on its own test patients",
+        "without_privacy": "the same study without noise, for what privacy costs; only a simulation has it, and it is not "
+        "released",
         "reference": "a simple regression on a few features, for what the network adds to them",
     }
     return [(svg(16, 14, arm, mark(arm, 8, 7), "key"), name, meanings[arm]) for arm, name in arm_names(study).items()]
@@ -125,6 +127,7 @@ def _context(study: Study) -> dict[str, Any]:
         "curves": charts.learning_curves(study),
         "costs": about.costs(study),
         "privacy": about.privacy_rows(study),
+        "mechanism": about.mechanism(study),
         "noise": str(mapping(study.plan.get("privacy")).get("noise", "none")),
         "uncharged": [str(u) for u in listing(raw.get("uncharged"))],
         "limits": limits(study),

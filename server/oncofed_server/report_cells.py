@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from oncofed_server.report_scores import Score, Study, number
+from oncofed_server.report_scores import Score, Study, mapping, number
 from oncofed_server.report_verdict import DASH, show
 
 __all__ = ["Cell", "Notes", "Row", "Table", "arm_names", "cell_of", "count_cell"]
@@ -65,11 +65,14 @@ class Table:
 
 
 def arm_names(study: Study) -> dict[str, str]:
-    """What the four arms are called on the page."""
+    """What the arms are called on the page; the one without privacy where there is privacy to compare with."""
+    noise = mapping(study.plan.get("privacy")).get("noise", "none")
+    free = {} if noise == "none" else {"without_privacy": "Without privacy (not released)"}
     return {
         "federated": "Federated",
         "pooled": "Pooled",
         "alone": "Site alone",
+        **free,
         "reference": f"Reference ({study.reference_label})",
     }
 

@@ -22,6 +22,7 @@ __all__ = [
     "describe_modality",
     "describe_task",
     "facts",
+    "mechanism",
     "participants",
     "plan_text",
     "privacy_rows",
@@ -116,12 +117,15 @@ def facts(study: Study) -> tuple[Fact, ...]:
     own = [s for s in sites if not s.get("external")]
     rounds = {number(mapping(r).get("round")) for r in listing(study.raw.get("rounds"))}
     up, down = number(study.raw.get("bytes_up")), number(study.raw.get("bytes_down"))
-    noise = str(mapping(study.plan.get("privacy")).get("noise", "none"))
+    privacy = mapping(study.plan.get("privacy"))
+    noise, epsilon = str(privacy.get("noise", "none")), number(privacy.get("epsilon"))
+    tested = [v for v in (number(s.get("test")) for s in own) if v is not None]
     found = [
         Fact(value=f"{len(own):,}", name="site" if len(own) == 1 else "sites"),
         Fact(value=f"{sum(number(s.get('patients')) or 0 for s in own):,.0f}", name="patients"),
-        Fact(value=f"{sum(number(s.get('test')) or 0 for s in own):,.0f}", name="test patients"),
     ]
+    if tested:
+        found.append(Fact(value=f"{sum(tested):,.0f}", name="test patients"))
     if rounds:
         seeds = max(1, len(listing(study.raw.get("seeds"))))
         found.append(Fact(value=f"{len(rounds):,}", name=f"rounds, {count(seeds, 'seed')}"))
@@ -129,7 +133,10 @@ def facts(study: Study) -> tuple[Fact, ...]:
         found.append(Fact(value=size_text(up + down), name="sent, both ways"))
     if (seconds := number(study.raw.get("seconds"))) is not None:
         found.append(Fact(value=time_text(seconds), name="in all"))
-    found.append(Fact(value=noise, name="privacy noise"))
+    if epsilon is None:
+        found.append(Fact(value=noise, name="privacy noise"))
+    else:
+        found.append(Fact(value=f"{epsilon:g}", name=f"epsilon, noise by the {noise}"))
     return tuple(found)
 
 
@@ -170,6 +177,19 @@ def privacy_rows(study: Study) -> list[tuple[str, float, float | None]]:
     return [(str(s.get("name")), e, number(s.get("delta"))) for s, e in spent if e is not None]
 
 
+def mechanism(study: Study) -> str:
+    """What epsilon stands for, in a sentence; empty without privacy."""
+    privacy = mapping(study.plan.get("privacy"))
+    rate, norm = number(privacy.get("sampling_rate")), number(privacy.get("clip_norm"))
+    if rate is None or norm is None:
+        return ""
+    return (
+        "Epsilon bounds what the model and every message on the way to it tell about one training patient's presence, at the "
+        "hospital where he is a patient: DP-SGD at each site, Poisson sampling with rate "
+        f"{rate:g}, every patient's gradient clipped to {norm:g}. A patient known to several hospitals has the sum of theirs."
+    )
+
+
 def plan_text(study: Study) -> str:
     """The plan as indented JSON, without what is not part of its hash."""
     content = {k: v for k, v in study.plan.items() if k != "simulation"}
@@ -204,7 +224,8 @@ def participants(study: Study) -> tuple[Table, tuple[str, ...], tuple[str, ...]]
     sites.sort(key=lambda s: (bool(s.get("external")), -(number(s.get("patients")) or 0)))
     modalities = list(mapping(study.plan.get("modalities")))
     modalities += [m for s in sites for m in mapping(s.get("modalities"))]
-    modalities = list(dict.fromkeys(modalities))
+    # A private study does not count who has what.
+    modalities = list(dict.fromkeys(modalities)) if any(mapping(s.get("modalities")) for s in sites) else []
     events = _event_columns(study, sites)
     columns, notes, rows = ("patients", "train", "validation", "test"), Notes(), []
     for site in sites:

@@ -113,6 +113,8 @@ def _suppressed(study: Study) -> Limit | None:
 def _coverage(study: Study) -> list[Limit]:
     sites = [s for s in map(mapping, listing(study.raw.get("sites"))) if not s.get("external")]
     patients = sum(number(s.get("patients")) or 0 for s in sites)
+    if not any(mapping(s.get("modalities")) for s in sites):
+        return []  # a private study does not count who has what
     found = []
     for name in mapping(study.plan.get("modalities")):
         held = sum(number(mapping(s.get("modalities")).get(name)) or 0 for s in sites)
@@ -179,7 +181,11 @@ def _runs(study: Study) -> list[Limit]:
 
 def _privacy(study: Study) -> Limit | None:
     if mapping(study.plan.get("privacy")).get("noise", "none") != "none":
-        return None
+        return Limit(
+            title="Everything that leaves is private",
+            text="Epsilon covers the model and the updates. What is released without a charge is listed beside it; the scores "
+            "are among that, and the comparisons with other models exist only because this run was simulated.",
+        )
     return Limit(
         title="Differential privacy",
         text="No noise was added. Nothing here bounds what the model, or the sums on the way to "

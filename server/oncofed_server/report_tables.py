@@ -44,14 +44,14 @@ __all__ = [
 WIDE_METRICS = 4
 
 
-def _present(task: TaskView) -> list[str]:
-    arms = task.metrics.get(task.main_metric, {})
-    return [a for a in ARMS if a in arms]
+def _present(study: Study, task: TaskView) -> list[str]:
+    arms, names = task.metrics.get(task.main_metric, {}), arm_names(study)
+    return [a for a in ARMS if a in arms and a in names]
 
 
 def hero_table(study: Study, task: TaskView) -> Table:
-    """The four arms in the main metric, with intervals and seeds on one axis."""
-    arms = {a: task.arm(a) for a in _present(task)}
+    """The arms in the main metric, with intervals and seeds on one axis."""
+    arms = {a: task.arm(a) for a in _present(study, task)}
     names, notes = arm_names(study), Notes()
     seeds = [Score(value=v) for arm in arms.values() for v in arm.per_seed]
     domain = domain_of([*(arm.overall for arm in arms.values()), *seeds])
@@ -81,7 +81,7 @@ def score_table(study: Study, task: TaskView) -> Table:
     lines: list[tuple[str, str, dict[str, Arm]]] = [
         (a, names[a], {m: task.metrics[m][a] for m in metrics if a in task.metrics[m]})
         for a in ARMS
-        if any(a in task.metrics[m] for m in metrics)
+        if a in names and any(a in task.metrics[m] for m in metrics)
     ]
     lines += [
         ("reference", f"Reference ({reference_label(name, study.plan)})", dict(arms))
@@ -157,7 +157,7 @@ def _site_counts(study: Study, *, external: bool) -> dict[str, list[Any]]:
 
 def site_table(study: Study, task: TaskView) -> Table:
     """The arms at each site, on its own test patients."""
-    per_arm = {a: task.arm(a).per_site for a in _present(task) if task.arm(a).per_site}
+    per_arm = {a: task.arm(a).per_site for a in _present(study, task) if task.arm(a).per_site}
     return _compare(arm_names(study), per_arm, _site_counts(study, external=False))
 
 
@@ -181,7 +181,7 @@ def external_table(study: Study, task: TaskView) -> Table:
     known = [number(c[0]) for n, c in counts.items() if n != "all external"]
     counts["all external"] = [sum(v or 0 for v in known) or None]
     per_arm = {}
-    for a in _present(task):
+    for a in _present(study, task):
         arm = task.arm(a)
         if arm.external.value is not None or arm.external_sites:
             per_arm[a] = {"all external": arm.external, **arm.external_sites}
@@ -190,7 +190,7 @@ def external_table(study: Study, task: TaskView) -> Table:
 
 def subgroup_tables(study: Study, task: TaskView) -> list[Table]:
     """One table per subgroup column."""
-    arms = {a: task.arm(a).subgroups for a in _present(task)}
+    arms = {a: task.arm(a).subgroups for a in _present(study, task)}
     titles = list(dict.fromkeys(title for groups in arms.values() for title in groups))
     tables = []
     for title in titles:

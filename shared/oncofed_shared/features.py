@@ -22,6 +22,7 @@ __all__ = [
     "check_sums",
     "column_sums",
     "encoded_columns",
+    "no_sums",
     "prepare",
     "prepared_input",
     "unite",
@@ -182,6 +183,12 @@ def column_sums(
     return np.concatenate(parts)
 
 
+def no_sums(plan: Plan, columns: Columns) -> Values:
+    """The sums of nobody: enough where everything is a constant of the plan."""
+    classes = sum(len(t.classes) for t in plan.tasks.values() if isinstance(t, ClassificationTask))
+    return np.zeros(3 * sum(len(c) for c in columns.values()) + classes)
+
+
 def check_sums(plan: Plan, columns: Columns, sums: Values) -> None:
     """Compare a site's answer with what `column_sums` can give.
 
@@ -189,8 +196,7 @@ def check_sums(plan: Plan, columns: Columns, sums: Values) -> None:
         RemoteProtocolError: another length, a number that is not finite, or a negative count or sum of squares.
     """
     width = sum(len(c) for c in columns.values())
-    classes = sum(len(t.classes) for t in plan.tasks.values() if isinstance(t, ClassificationTask))
-    ok = len(sums) == 3 * width + classes and bool(np.isfinite(sums).all())
+    ok = len(sums) == len(no_sums(plan, columns)) and bool(np.isfinite(sums).all())
     if not ok or np.any(np.delete(sums, slice(width, 2 * width)) < 0):
         raise RemoteProtocolError("sums do not fit the columns that were asked for")
 
@@ -201,6 +207,13 @@ def _declared_range(modality: Modality, column: str, name: str) -> Values | None
         return np.array([0.0, 1.0])  # one category of a one-hot column
     bounds = (spec.range if isinstance(spec, NumericColumn) else None) or modality.range
     return None if bounds is None else _transform(np.asarray(bounds, np.float64), modality, name)
+
+
+def _constants(modality: Modality, column: str) -> tuple[float, float]:
+    """Centre and spread of a column under `constants`: its own, the modality's, or none at all."""
+    own = (modality.columns or {}).get(column)
+    source = own if isinstance(own, NumericColumn) and own.spread is not None else modality
+    return source.center or 0.0, source.spread or 1.0
 
 
 def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
@@ -223,10 +236,10 @@ def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
         stop = start + len(columns[name])
         part = slice(start, stop)
         if modality.scaling == "zscore":
-            center[part] = mean[part]
-            spread[part] = np.where(deviation[part] > 0, deviation[part], 1)
+            center[part], spread[part] = mean[part], np.where(deviation[part] > 0, deviation[part], 1)
         elif modality.scaling == "constants":
-            center[part], spread[part] = modality.center, modality.spread
+            for i, column in enumerate(columns[name], start):
+                center[i], spread[i] = _constants(modality, column)
         elif modality.scaling == "minmax":
             for i, column in enumerate(columns[name], start):
                 bounds = _declared_range(modality, column, name)

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
+from oncofed_shared.plan_privacy import NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
@@ -29,12 +30,14 @@ __all__ = [
     "Evaluation",
     "Modality",
     "ModelSettings",
+    "NoPrivacy",
     "NumericColumn",
     "OrdinalColumn",
     "Plan",
     "Privacy",
     "Reference",
     "Simulation",
+    "SitePrivacy",
     "SplitColumn",
     "SplitFractions",
     "Strategy",
@@ -140,17 +143,31 @@ Task = Annotated[ClassificationTask | SurvivalTask, Field(discriminator="kind")]
 
 
 class NumericColumn(Frozen):
-    """A number; outside `range` (in `unit`) it is an error at the site."""
+    """A number; outside `range` (in `unit`) it is an error at the site.
+
+    Attributes:
+        center, spread: its own constants of `scaling = "constants"`, after the transform; without them the modality's.
+    """
 
     kind: Literal["numeric"]
     unit: str | None = None
     range: Interval | None = None
+    center: float | None = None
+    spread: Positive | None = None
 
     @field_validator("range")
     @classmethod
     def _range(cls, bounds: Interval | None) -> Interval | None:
         _ascending(bounds or ())
         return bounds
+
+    @field_validator("spread")
+    @classmethod
+    def _pair(cls, spread: float | None, info: ValidationInfo) -> float | None:
+        if "center" in info.data and (info.data["center"] is None) != (spread is None):
+            message = "center and spread go together"
+            raise ValueError(message)
+        return spread
 
 
 class CategoricalColumn(Frozen):
@@ -202,7 +219,8 @@ class Modality(Frozen):
         transform: `log` is log(1 + x) and refuses negative values; `signed_log` is sign(x) log(1 + |x|).
         scaling: `zscore` and `minmax` use sums over the sites; `minmax` uses `range` where one is declared and
             mean +- 3 sd where not, because a minimum is one patient's value and not a sum. `constants` uses `center`
-            and `spread` of this plan.
+            and `spread` of this plan: a numeric column's own, or the modality's; without the modality's, categories and
+            ranks stay as they are.
         clip: bound on the scaled value.
         missing: `mask` (a missing value contributes nothing and the network sees how much of a token was observed),
             `impute` (the consortium's mean), `drop` (one missing value and the patient lacks the modality).
@@ -261,8 +279,18 @@ class Modality(Frozen):
     @classmethod
     def _constants(cls, spread: float | None, info: ValidationInfo) -> float | None:
         given = (info.data.get("center", spread) is not None, spread is not None)
-        if "scaling" in info.data and given != (info.data["scaling"] == "constants",) * 2:
-            message = "center and spread go with scaling = 'constants', and with nothing else"
+        columns = (info.data.get("columns") or {}).values()
+        own = [c.spread is not None for c in columns if isinstance(c, NumericColumn)]
+        if info.data.get("scaling") == "constants":
+            # Where every numeric column has its own, the modality need not give any.
+            fits = all(given) or (not any(given) and bool(columns) and all(own))
+        else:
+            fits = not any(given) and not any(own)
+        if "scaling" in info.data and not fits:
+            message = (
+                "center and spread go with scaling = 'constants', and with nothing else; a numeric column "
+                "without its own takes the modality's"
+            )
             raise ValueError(message)
         return spread
 
@@ -530,22 +558,19 @@ class Evaluation(Frozen):
         return main
 
 
-class Privacy(Frozen):
-    """What noise is added, and where."""
-
-    noise: Literal["none"] = "none"
-
-
 class Simulation(Frozen):
     """How a single machine plays the consortium; not part of the plan's hash.
 
     Attributes:
         site: what a `site.toml` says, for folders that have none.
         cohort: arguments of `oncofed-simulate cohort`, for a study without `--sites`.
+        noise_seed: makes the noise of a private study repeatable, which protects nobody: whoever knows it can take the noise
+            away. A deployed site has no way to be given one.
     """
 
     site: dict[str, Any] | None = None
     cohort: dict[str, Any] | None = None
+    noise_seed: Annotated[int, Field(ge=0)] | None = None
 
 
 class Plan(Frozen):
@@ -560,7 +585,7 @@ class Plan(Frozen):
     training: Training
     strategy: Strategy = Strategy()
     evaluation: Evaluation = Evaluation()
-    privacy: Privacy = Privacy()
+    privacy: Privacy = NoPrivacy()
     simulation: Simulation = Simulation()
 
     @field_validator("main_task")
@@ -602,7 +627,7 @@ class Plan(Frozen):
 
     @field_validator("privacy")
     @classmethod
-    def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
+    def _legal(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
         strategy = info.data.get("strategy")
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
@@ -610,6 +635,9 @@ class Plan(Frozen):
                 what = f"{strategy.name} with local layers" if strategy.local else strategy.name
                 message = f".noise: '{privacy.noise}' cannot be combined with {what}: {found.why}"
                 raise ValueError(message)
+        problems = privacy_mistakes(privacy, info.data)
+        if problems:
+            raise ValueError("\n".join(problems))
         return privacy
 
     @cached_property

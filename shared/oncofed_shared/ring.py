@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError
 
-__all__ = ["COUNT_SCALE", "FRACTION_BITS", "RING_LIMIT", "STEP", "decode", "encode"]
+__all__ = ["COUNT_SCALE", "FRACTION_BITS", "RING_LIMIT", "STEP", "decode", "encode", "encode_update"]
 
 FRACTION_BITS = 40
 STEP = 2.0**-FRACTION_BITS
@@ -46,6 +46,21 @@ def encode(values: NDArray[np.float64], bound: float) -> NDArray[np.uint64]:
         )
     scaled = np.rint(np.asarray(values, dtype=np.float64) * 2.0**FRACTION_BITS)
     return scaled.astype(np.int64).view(np.uint64)
+
+
+def encode_update(total: NDArray[np.float64], *, bound: float, max_sites: int) -> NDArray[np.uint64]:
+    """A round's total as ring elements.
+
+    Args:
+        total: (parameters + 2,): patients x change of every parameter, then patients and the sum of their losses, which get the
+            whole ring and COUNT_SCALE.
+        bound: largest magnitude of a change.
+
+    Raises:
+        DataError: a value is out of range. The message does not contain it.
+    """
+    counts = encode(total[-2:] * COUNT_SCALE, RING_LIMIT / max_sites)
+    return np.concatenate([encode(total[:-2], bound), counts])
 
 
 def decode(total: NDArray[np.uint64]) -> NDArray[np.float64]:

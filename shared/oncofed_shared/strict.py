@@ -65,9 +65,15 @@ def validate(model: type[M], content: dict[str, Any], where: str) -> M:
     except ValidationError as error:
         lines = []
         for path, message in _mistakes(error, content):
-            # A message that begins with a dot goes on with the path.
-            lines += [where + ": " + path + (m if m.startswith(".") else f": {m}" if path else m) for m in message]
+            lines += [f"{where}: {_at(path, m)}" for m in message]
         raise ConfigError(*lines) from None
+
+
+def _at(path: str, message: str) -> str:
+    """Path and message; one that begins with a dot goes on with the path, one that begins with a slash has a path of its own."""
+    if message.startswith("/"):
+        return message[1:]
+    return path + (message if message.startswith(".") else f": {message}" if path else message)
 
 
 def _mistakes(error: ValidationError, content: Any) -> list[tuple[str, list[str]]]:

@@ -72,7 +72,7 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
     plans = {p.hash: p for p in (plan, baseline_plan(plan))}
-    return Site(source, plans, minimum_cohort=least, state=state)
+    return Site(source, plans, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -142,16 +142,18 @@ class Consortium:
     watch: Callable[[str, Aggregator], None] = lambda key, aggregator: None
     tap: Tap = lambda direction, site, content: None
 
-    def federated(self, trial: Trial) -> Run:
+    def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
         roster = federated_roster(self.sites, self.externals)
-        return self._run("federated", self.plan, roster, trial, self.sites | self.externals, curves=True)
+        members = self.sites | self.externals
+        return self._run(arm, self.plan, roster, trial, members, curves=arm == "federated")
 
     def pooled(self, trial: Trial) -> Run:
         """The same network and code, with one site that has everybody's patients."""
         source = PooledSource([s.source for s in self.sites.values()], POOLED)
         plan = baseline_plan(self.plan)
-        whole = Site(source, {plan.hash: plan}, minimum_cohort=1)
+        seed = self.plan.simulation.noise_seed
+        whole = Site(source, {plan.hash: plan}, minimum_cohort=1, noise_seed=seed)
         roster = Roster(trainers=(POOLED,), evaluators=tuple(self.sites), externals=tuple(self.externals))
         members = {POOLED: whole} | self.sites | self.externals
         return self._run("pooled", plan, roster, trial, members, curves=False)

@@ -28,7 +28,7 @@ from oncofed_simulations.flower_job import Job, stop_is_asked, write_outcome
 from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.processes import runs
 
-__all__ = ["client_app", "run_job", "server_app"]
+__all__ = ["client_app", "main", "run_job", "server_app"]
 
 # Until all nodes have answered once: Ray starts its workers and each imports torch.
 PATIENCE = 600.0

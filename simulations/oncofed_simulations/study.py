@@ -21,8 +21,11 @@ from oncofed_server.results import (
 )
 from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan
+from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.privacy import Mechanism, in_roster
+from oncofed_shared.releases import uncharged
 from oncofed_shared.scoring import WHOLE, split_vector
+from oncofed_simulations.comparisons import pooled_like, without_privacy
 from oncofed_simulations.consortium import Consortium, Run, SparseTables, could_train
 from oncofed_simulations.exact import exact_numbers
 from oncofed_simulations.pooled import PooledSource
@@ -31,12 +34,6 @@ from oncofed_simulations.reference import reference_tables
 __all__ = ["Study"]
 
 PACKAGES = ("oncofed", "torch", "numpy", "flwr", "opacus", "scikit-survival", "scikit-learn")
-UNCHARGED = (
-    "column names and numbers of patients of each site",
-    "sums per column over each site's training patients (scaling, class weights)",
-    "each site's update and mean training loss in every round",
-    "tables of counts of each site, for validation and test: with few patients nearly a list of (risk, outcome)",
-)
 RESPLIT_SEEDS = 1000
 Replicates = Sequence[SparseTables]
 
@@ -58,16 +55,21 @@ class Study:
         self.sites, self.externals = tuple(consortium.sites), tuple(consortium.externals)
         self.folds = range(plan.evaluation.folds) if plan.evaluation.folds else (-1,)
         trials = [trial for per_seed in self._trials() for trial in per_seed]
+        self.private = isinstance(plan.privacy, SitePrivacy)
+        # Calibrated before the run: a plan whose epsilon is impossible never begins.
+        self.mechanisms = {n: Mechanism.for_plan(plan, n) for n in consortium.sites if self.private}
         self.trainable = [n for n, site in consortium.sites.items() if all(could_train(plan, site, t) for t in trials)]
 
     def _preflight(self) -> dict[str, str]:
         """Ask every site for its cohort once, and leave out those that say no or cannot be read."""
         excluded: dict[str, str] = {}
         errors: list[OncofedError] = []
-        trial = Trial(seed=self.seeds[0])
+        trial, privacy = Trial(seed=self.seeds[0]), self.plan.privacy
         for group in (self.consortium.sites, self.consortium.externals):
             for name, site in list(group.items()):
                 try:
+                    if isinstance(privacy, SitePrivacy) and group is self.consortium.sites:
+                        in_roster(privacy, name)
                     site.admit(self.plan, trial)
                 except OncofedError as error:
                     errors.append(error)
@@ -101,7 +103,7 @@ class Study:
         per_seed, resplits = len(self.folds) * len(self.seeds), self.plan.evaluation.resplits
         runs = per_seed + bool(self.plan.evaluation.folds) + resplits
         if self.baselines:
-            runs += per_seed * (1 + len(self.trainable)) + resplits
+            runs += per_seed * (1 + len(self.trainable) + self.private) + resplits
         return runs * self.plan.training.rounds
 
     def train(self) -> tuple[Run, dict[str, Any]]:
@@ -118,8 +120,11 @@ class Study:
         runs = {"federated": federated}
         arms: dict[str, Numbers] = {}
         if self.baselines:
-            runs["pooled"] = _each(consortium.pooled, self._trials())
+            runs["pooled"] = _each(pooled_like(consortium).pooled, self._trials())
             arms["alone"] = self._alone()
+            if self.private:
+                free = partial(without_privacy(consortium).federated, arm="without_privacy")
+                runs["without_privacy"] = _each(free, self._trials())
         return released, self._result(runs, arms)
 
     def _alone(self) -> Numbers:
@@ -158,7 +163,7 @@ class Study:
             "bytes_up": sum(r.state.cost.bytes_up for r in main),
             "bytes_down": sum(r.state.cost.bytes_down for r in main),
             "rounds": [entry for run in main for entry in self._curve(run)],
-            "uncharged": list(UNCHARGED),
+            "uncharged": list(uncharged(plan, runs=len(self.seeds))),
             "sites": self._site_rows(main[0]),
             "excluded": [{"name": n, "why": w} for n, w in (self.excluded | dict(main[0].state.excluded)).items()],
             "tasks": {t: tasks[t] for t in plan.task_names},
@@ -203,7 +208,8 @@ class Study:
             entry: dict[str, Any] = {
                 "seed": run.trial.seed,
                 "round": i,
-                "train_loss": loss,
+                # Under a private plan no site says its loss.
+                "train_loss": None if self.private else loss,
                 "seconds": cost.seconds,
                 "bytes_up": cost.bytes_up,
                 "bytes_down": cost.bytes_down,
@@ -229,18 +235,18 @@ class Study:
             described = run.state.descriptions.get(name)
             if described is None:
                 continue
-            parts = described.parts
+            parts, mechanism = described.parts, self.mechanisms.get(name)
             rows.append(
                 {
                     "name": name,
-                    "patients": parts["all"],
-                    "train": parts["train"],
-                    "validation": parts["validation"],
-                    "test": parts["test"],
+                    "patients": mechanism.patients if mechanism else parts.get("all"),
+                    "train": parts.get("train"),
+                    "validation": parts.get("validation"),
+                    "test": parts.get("test"),
                     "modalities": dict(described.modalities),
                     "events": dict(described.events),
-                    "epsilon": None,
-                    "delta": None,
+                    "epsilon": mechanism.epsilon() if mechanism else None,
+                    "delta": mechanism.delta if mechanism else None,
                     "trained": name in self.sites and name not in run.state.excluded,
                     "external": name in self.externals,
                 }
@@ -267,7 +273,7 @@ def _replicates(runs: Sequence[Sequence[Run]]) -> list[SparseTables]:
 def _by_arm(arms: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """{arm: {task: {metric: x}}} to {task: {metric: {arm: x}}}."""
     made: dict[str, Any] = {}
-    order = ("federated", "pooled", "alone", "reference")
+    order = ("federated", "pooled", "alone", "without_privacy", "reference")
     for arm in sorted(arms, key=lambda a: (order.index(a) if a in order else len(order), a)):
         for task, metrics in arms[arm].items():
             for metric, entry in metrics.items():

@@ -1,0 +1,129 @@
+"""What a site answers under a private plan: a refusal of whatever the plan does not charge, and no round twice.
+
+Opacus and the accountant are imported where a private plan needs them: they take seconds, and most commands need neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, replace
+
+from oncofed_client.randomness import Randomness
+from oncofed_client.training import TrainingSet
+from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
+from oncofed_shared.layout import Layout, fingerprint
+from oncofed_shared.messages import Evaluate, Request, Summarise, Train, Update
+from oncofed_shared.network import FusionNetwork
+from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.ring import encode_update
+
+__all__ = ["PrivateTrainer", "guard"]
+
+
+def guard(plan: Plan, site: str, request: Request) -> None:
+    """Refuse what would leave without a charge.
+
+    Guarantees:
+        - No statistics of training patients.
+        - No table over training patients: a site of the roster tabulates `validation` and `test` alone.
+        - No table at all unless the plan says `release_tables`.
+        - A site that is not in the roster does not train.
+
+    Raises:
+        PolicyRefusal: with the code that goes to the aggregator.
+    """
+    privacy = plan.privacy
+    if not isinstance(privacy, SitePrivacy):
+        return
+    member = site in privacy.patients
+    match request:
+        case Summarise():
+            raise PolicyRefusal("a private plan has no statistics of patients", code="uncharged-statistics")
+        case Train() if not member:
+            raise PolicyRefusal(f"privacy.patients has no '{site}'", code="not-in-roster")
+        case Evaluate() if not privacy.release_tables:
+            raise PolicyRefusal("the plan does not release tables of counts", code="uncharged-tables")
+        case Evaluate(part=part) if member and part not in {"validation", "test"}:
+            raise PolicyRefusal("tables of training patients are not released", code="uncharged-tables")
+        case _:
+            return
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Answer:
+    session: str
+    digest: str
+    update: Update
+
+
+@dataclass(kw_only=True)
+class PrivateTrainer:
+    """A site's private rounds.
+
+    Args:
+        site: its name.
+        noise_seed: makes samples and noise repeatable, in a simulation only.
+
+    Attributes:
+        rounds: the last answered round of each session, as long as this process lives.
+    """
+
+    site: str
+    noise_seed: int | None = None
+    rounds: dict[str, int] = field(default_factory=dict)
+    _last: _Answer | None = None
+
+    def check(self, plan: Plan, network: FusionNetwork, *, width: int) -> None:
+        """Refuse a plan whose noise, network or loss is not possible, before the first round.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+        from oncofed_client.private_training import check_private  # noqa: PLC0415 - see the header
+        from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
+
+        if isinstance(plan.privacy, SitePrivacy) and self.site in plan.privacy.patients:
+            Mechanism.for_plan(plan, self.site)
+            check_private(plan, network, width=width)
+
+    def answer(self, plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, request: Train) -> Update:
+        """One round's noised update.
+
+        Guarantees:
+            - A round is noised once: asked again with the same request, the site gives the same ring elements.
+            - It answers at most the plan's rounds in a session, each at most once.
+
+        Raises:
+            RemoteProtocolError: a round that the plan does not have, or one that is over.
+            ConfigError: no noise reaches the plan's epsilon.
+        """
+        from oncofed_client.private_training import private_update  # noqa: PLC0415 - see the header
+        from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
+
+        session = request.head.session
+        digest = hashlib.sha256(f"{request.round}|{fingerprint(request.parameters)}".encode()).hexdigest()
+        last = self._last
+        if last is not None and (last.session, last.digest) == (session, digest):
+            return replace(last.update, head=request.head)
+        if not self.rounds.get(session, 0) < request.round <= plan.training.rounds:
+            raise RemoteProtocolError("this round is not the plan's, or was answered before", code="round-is-over")
+        # Noted before anything is computed: what fails on the way is not drawn a second time.
+        self.rounds[session] = request.round
+        label = f"{request.head.trial}|{self.site}|{request.round}"
+        random = (
+            Randomness.from_os() if self.noise_seed is None else Randomness.repeatable(f"{self.noise_seed}|{label}")
+        )
+        total = private_update(
+            plan,
+            network,
+            layout,
+            data,
+            request.parameters,
+            mechanism=Mechanism.for_plan(plan, self.site),
+            random=random,
+            key=label,
+        )
+        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
+        update = Update(head=request.head, site=self.site, vector=vector)
+        self._last = _Answer(session=session, digest=digest, update=update)
+        return update

@@ -1,0 +1,42 @@
+"""What leaves the sites under a plan without a privacy charge, by name, so that a report can stand it beside epsilon."""
+
+from __future__ import annotations
+
+from oncofed_shared.plan import Plan, SitePrivacy
+
+__all__ = ["uncharged"]
+
+_TABLES = "tables of counts of each site, for {parts}: with few patients nearly a list of (risk, outcome)"
+
+
+def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
+    """Everything that a run of the plan releases without a charge.
+
+    Args:
+        runs: how often a simulation trains over the same patients; epsilon is of one of them.
+
+    Guarantees:
+        - Without privacy that is all that leaves.
+        - Under a private plan it names each message of a site that is not a noised update, and what its timing tells.
+    """
+    parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
+    privacy = plan.privacy
+    if not isinstance(privacy, SitePrivacy):
+        return (
+            "column names and numbers of patients of each site",
+            "sums per column over each site's training patients (scaling, class weights)",
+            "each site's update and mean training loss in every round",
+            _TABLES.format(parts="validation and test"),
+        )
+    found = [
+        "column names of each site, and which modalities it has",
+        "whether each site takes part: that enough patients consented, and that its files could be read",
+        "how long each site computes in a round, which hints at how many patients were sampled",
+    ]
+    if privacy.release_tables:
+        found.append(_TABLES.format(parts=f"its {parts}, who never train") + "; and so their numbers")
+    if runs > 1:
+        found.append(
+            f"{runs - 1} more training runs over the same patients: epsilon is of one; a deployed study makes one"
+        )
+    return tuple(found)

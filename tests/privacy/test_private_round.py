@@ -1,0 +1,159 @@
+"""A private round: who enters, what noise is added, what it is divided by, and that nothing else decides."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from oncofed_client.private_training import private_update, sample
+from oncofed_client.randomness import Randomness
+from oncofed_client.training import local_update
+from oncofed_shared.privacy import Mechanism
+
+LINEAR = {"model.layers": 0, "training.local_steps": 1, "training.dtype": "float64"}
+
+
+class Silent(Randomness):
+    """Everybody enters and the noise is zero: what is left is the clipped mean."""
+
+    def uniforms(self, count):
+        return np.zeros(count)
+
+    def normals(self, count):
+        return np.zeros(count)
+
+
+def update(case, random, **changes):
+    mechanism = Mechanism.for_plan(case.plan, "alpha")
+    arguments = {"mechanism": mechanism, "random": random, "key": "0|alpha|1"} | changes
+    return private_update(case.plan, case.network, case.layout, case.patients, case.parameters, **arguments)
+
+
+def test_patients_enter_with_the_rate_each_for_himself(make) -> None:
+    mechanism, random = Mechanism.for_plan(make().plan, "alpha"), Randomness.repeatable("coins")
+    times, patients = 4000, 50
+    entered = np.zeros((times, patients))
+    for t in range(times):
+        entered[t, sample(random, mechanism, patients).numpy()] = 1
+    rate = mechanism.sampling_rate
+    assert stats.binomtest(int(entered.sum()), times * patients, rate).pvalue > 1e-3
+    each = (entered.mean(axis=0) - rate) / np.sqrt(rate * (1 - rate) / times)
+    assert stats.chi2.sf(float(each @ each), patients) > 1e-3
+    # Poisson sampling and not a batch of fixed size: the number that enters is binomial.
+    sizes = entered.sum(axis=1)
+    assert sizes.var() == pytest.approx(patients * rate * (1 - rate), rel=0.1)
+    pairs = np.corrcoef(entered.T)[np.triu_indices(patients, 1)]
+    assert np.abs(pairs).max() < 5 / np.sqrt(times)
+    steps = np.corrcoef(entered[:-1].ravel(), entered[1:].ravel())[0, 1]
+    assert abs(steps) < 4.5 / np.sqrt(entered.size)
+
+
+def test_a_rate_of_one_takes_everybody_and_nobody_is_sampled_from_nobody(make) -> None:
+    random = Randomness.repeatable("coins")
+    whole = Mechanism.for_plan(make({"privacy.sampling_rate": 1.0}).plan, "alpha")
+    assert sample(random, whole, 64).tolist() == list(range(64))
+    assert len(sample(random, whole, 0)) == 0
+
+
+def test_without_noise_and_clipping_it_is_the_plain_step_over_the_public_count(make) -> None:
+    whole = {"privacy.clip_norm": 1e6, "privacy.sampling_rate": 1.0, "privacy.patients": {"alpha": 64}}
+    case = make({**LINEAR, **whole, "training.weight_decay": 0.3, "training.l1": 0.1})
+    plain = local_update(
+        case.plan, case.network, case.layout, case.patients, parameters := case.parameters, key="0|alpha|1"
+    )
+    case.network.load_state_dict({n: torch.from_numpy(a) for n, a in parameters.items()})
+    private = update(case, Silent(bytes(32), bytes(16)))
+    assert np.allclose(private[:-1], plain[:-1], rtol=1e-9, atol=1e-9)
+    assert private[-1] == 0, "losses stay at the site"
+
+
+def test_divisor_and_weight_are_the_plan_s_whoever_is_there(make) -> None:
+    case = make({**LINEAR, "privacy.clip_norm": 1e6, "privacy.sampling_rate": 1.0})
+    parameters = case.parameters
+    whole, first, second = (
+        private_update(
+            case.plan,
+            case.network,
+            case.layout,
+            case.patients.rows(torch.arange(start, stop)),
+            parameters,
+            mechanism=Mechanism.for_plan(case.plan, "alpha"),
+            random=Silent(bytes(32), bytes(16)),
+            key="k",
+        )
+        for start, stop in ((0, 64), (0, 32), (32, 64))
+    )
+    assert whole[-2] == first[-2] == second[-2] == 60
+    # A sum over patients divided by a constant: the halves add up.
+    assert np.allclose(first[:-2] + second[:-2], whole[:-2])
+
+
+def test_the_noise_of_a_step_is_the_mechanism_s(make) -> None:
+    case = make({**LINEAR, "model.layers": 1, "model.width": 64, "model.feedforward": 2048})
+    nobody = case.patients.rows(torch.zeros(0, dtype=torch.long))
+    mechanism = Mechanism.for_plan(case.plan, "alpha")
+    drawn = []
+    for k in range(4):
+        parameters = case.parameters
+        random = Randomness.repeatable(f"noise {k}")
+        change = private_update(
+            case.plan, case.network, case.layout, nobody, parameters, mechanism=mechanism, random=random, key="k"
+        )
+        step = -change[:-2] / mechanism.patients / case.plan.training.rate
+        drawn.append(step * mechanism.expected_batch / mechanism.noise_scale)
+    everything = np.concatenate(drawn)
+    assert len(everything) > 1_000_000
+    assert abs(everything.mean()) < 4.5 / np.sqrt(len(everything))
+    assert abs(everything.var() - 1) < 4.5 * np.sqrt(2 / len(everything))
+    assert stats.kstest(everything, "norm").pvalue > 1e-3
+    for a, b in ((0, 1), (1, 2), (0, 3)):
+        assert abs(np.corrcoef(drawn[a], drawn[b])[0, 1]) < 4.5 / np.sqrt(len(drawn[a]))
+
+
+def test_an_empty_sample_is_a_step_of_noise_alone(make) -> None:
+    case = make({**LINEAR, "training.local_steps": 3, "training.rate": 1.0})
+    nobody = case.patients.rows(torch.zeros(0, dtype=torch.long))
+    mechanism, d = Mechanism.for_plan(case.plan, "alpha"), case.layout.size
+    change = private_update(
+        case.plan, case.network, case.layout, nobody, case.parameters,
+        mechanism=mechanism, random=Randomness.repeatable("empty"), key="k",
+    )  # fmt: skip
+    assert mechanism.steps == 3 * case.plan.training.rounds, "every step is charged, whoever was sampled"
+    again = Randomness.repeatable("empty")
+    noise = sum(again.normals(d) for _ in range(3)) * mechanism.noise_scale / mechanism.expected_batch
+    in_order = torch.split(torch.from_numpy(noise), [p.numel() for p in case.network.parameters()])
+    named = {n: a.numpy() for (n, _), a in zip(case.network.named_parameters(), in_order, strict=True)}
+    assert np.allclose(change[:-2], -case.layout.flatten(named) * mechanism.patients)
+
+
+def test_patients_move_the_model_beyond_the_noise(make) -> None:
+    case = make({**LINEAR, "privacy.epsilon": 8})
+    random = [Randomness.repeatable("same") for _ in range(2)]
+    nobody = case.patients.rows(torch.zeros(0, dtype=torch.long))
+    parameters = case.parameters
+    with_them = update(case, random[0])
+    mechanism = Mechanism.for_plan(case.plan, "alpha")
+    random[1].uniforms(len(case.patients))  # the coins that were tossed for them
+    without = private_update(
+        case.plan, case.network, case.layout, nobody, parameters, mechanism=mechanism, random=random[1], key="k"
+    )
+    moved = np.linalg.norm(with_them[:-2] - without[:-2])
+    most = len(case.patients) * mechanism.clip_norm / mechanism.expected_batch
+    assert 0 < moved <= most * mechanism.patients * case.plan.training.rate * (1 + 1e-9)
+
+
+def test_a_label_repeats_a_round_and_the_operating_system_does_not(make) -> None:
+    first, again = (update(make(), Randomness.repeatable("one")) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, update(make(), Randomness.repeatable("two")))
+    drawn = [update(make(), Randomness.from_os()) for _ in range(2)]
+    assert not np.array_equal(*drawn)
+
+
+def test_dropout_and_adam_work_too(make) -> None:
+    changes = {"training.dropout": 0.2, "training.input_dropout": 0.1, "training.optimiser": "adam"}
+    first, again = (update(make(changes), Randomness.repeatable("one")) for _ in range(2))
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, again)
