@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.privacy import Mechanism
 
-__all__ = ["Loss", "check_private", "clipped_sum", "per_patient", "private_update", "sample"]
+__all__ = ["Hooked", "Loss", "check_private", "clipped_sum", "per_patient", "private_update", "sample"]
 
 Loss = Callable[[Plan, Mapping[str, Tensor], Mapping[str, Target]], Tensor]
 INVENTED = 12
@@ -37,16 +38,33 @@ INVENTED = 12
 TOLERANCE = 1e-6
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hooked:
+    """A network with Opacus's hooks, which leave a gradient per patient in each parameter's `grad_sample`.
+
+    Attributes:
+        weights: its parameters in order; walking the modules for them costs as much as a small step.
+    """
+
+    module: GradSampleModule
+    weights: tuple[torch.nn.Parameter, ...]
+
+    def forget(self) -> None:
+        """Take the gradients of the last batch away."""
+        for weight in self.weights:
+            weight.grad, weight.grad_sample = None, None  # type: ignore[attr-defined]
+
+
 @contextmanager
-def per_patient(network: FusionNetwork) -> Iterator[GradSampleModule]:
-    """The network with Opacus's hooks, which leave a gradient per patient in `grad_sample`; taken off at the end."""
+def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
+    """Put the hooks on, and take them off at the end."""
     module = GradSampleModule(network, loss_reduction="sum", strict=True)
     module.train()
     try:
         with warnings.catch_warnings():
-            # Its hooks stand on modules that read data, which has no gradient: nothing is lost.
+            # They stand on modules that read data, which has no gradient: nothing is lost.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield module
+            yield Hooked(module=module, weights=tuple(module.parameters()))
     finally:
         module.to_standard_module()
 
@@ -63,7 +81,7 @@ def sample(random: Randomness, mechanism: Mechanism, patients: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(random.uniforms(patients) < mechanism.sampling_rate))
 
 
-def clipped_sum(module: GradSampleModule, plan: Plan, batch: TrainingSet, bound: float, loss: Loss) -> Tensor:
+def clipped_sum(hooked: Hooked, plan: Plan, batch: TrainingSet, bound: float, loss: Loss) -> Tensor:
     """Sum over patients of their clipped gradients, (parameters,) float64, parameters in the network's order.
 
     Guarantees:
@@ -72,30 +90,27 @@ def clipped_sum(module: GradSampleModule, plan: Plan, batch: TrainingSet, bound:
         - A patient whose gradient is not finite contributes zero.
         - Nobody gives zero.
     """
-    weights = list(module.parameters())
-    total = torch.zeros(sum(p.numel() for p in weights), dtype=torch.float64)
+    sizes = [p.numel() for p in hooked.weights]
     if len(batch) == 0:
-        return total
-    module.zero_grad(set_to_none=True)
-    losses = loss(plan, module(batch.values, batch.seen), batch.goals)
+        return torch.zeros(sum(sizes), dtype=torch.float64)
+    hooked.forget()
+    losses = loss(plan, hooked.module(batch.values, batch.seen), batch.goals)
     torch.autograd.backward([losses.sum()])
-    gradients = [None if p.grad_sample is None else p.grad_sample.flatten(start_dim=1) for p in weights]
-    squares = torch.zeros(len(batch), dtype=torch.float64)
-    for g in gradients:
-        if g is not None:
-            squares += torch.linalg.vector_norm(g, dim=1, dtype=torch.float64) ** 2
-    norms = squares.sqrt()
+    rows = torch.empty(len(batch), sum(sizes), dtype=torch.float64)
+    for weight, part in zip(hooked.weights, torch.split(rows, sizes, dim=1), strict=True):
+        own: Tensor | None = weight.grad_sample  # type: ignore[attr-defined]
+        if own is None:
+            part.zero_()
+        else:
+            part.copy_(own.flatten(start_dim=1))
+    hooked.forget()
+    norms = torch.linalg.vector_norm(rows, dim=1)
     finite = torch.isfinite(norms)
+    if not bool(finite.all()):
+        # Zero times infinity is not zero.
+        rows[~finite] = 0
     factors = torch.where(finite, (bound / norms).clamp(max=1.0), 0.0)
-    start = 0
-    for weight, g in zip(weights, gradients, strict=True):
-        if g is not None:
-            # Zero times infinity is not zero.
-            known = g if bool(finite.all()) else torch.where(finite[:, None], g, 0.0)
-            total[start : start + weight.numel()] = factors @ known.to(torch.float64)
-        start += weight.numel()
-    module.zero_grad(set_to_none=True)
-    return total
+    return factors @ rows
 
 
 def private_update(
@@ -130,13 +145,13 @@ def private_update(
         for name, parameter in network.named_parameters():
             parameter.copy_(torch.from_numpy(parameters[name].copy()))
     optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
-    with torch.random.fork_rng(devices=[]), per_patient(network) as module:
+    with torch.random.fork_rng(devices=[]), per_patient(network) as hooked:
         torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))
         for _ in range(plan.training.local_steps):
             batch = data.rows(sample(random, mechanism, len(data)))
-            total = clipped_sum(module, plan, batch, mechanism.clip_to, loss)
+            total = clipped_sum(hooked, plan, batch, mechanism.clip_to, loss)
             total += mechanism.noise_scale * torch.from_numpy(random.normals(len(total)))
-            _set_gradient(network, total / mechanism.expected_batch)
+            _set_gradient(hooked.weights, total / mechanism.expected_batch)
             with torch.no_grad():
                 for weight, decay, l1 in penalised:
                     if weight.grad is not None:
@@ -155,12 +170,10 @@ def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
     return torch.optim.SGD(network.parameters(), lr=training.rate, momentum=training.momentum)
 
 
-def _set_gradient(network: FusionNetwork, gradient: Tensor) -> None:
-    start = 0
-    for parameter in network.parameters():
-        stop = start + parameter.numel()
-        parameter.grad = gradient[start:stop].view_as(parameter).to(parameter.dtype)
-        start = stop
+def _set_gradient(weights: tuple[torch.nn.Parameter, ...], gradient: Tensor) -> None:
+    parts = torch.split(gradient, [w.numel() for w in weights])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part.view_as(weight).to(weight.dtype)
 
 
 def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss = patient_losses) -> None:

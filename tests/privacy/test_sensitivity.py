@@ -43,8 +43,8 @@ def rows(patients: TrainingSet, *chosen: int) -> TrainingSet:
     return patients.rows(torch.tensor(chosen, dtype=torch.long))
 
 
-def sum_of(module, case, batch, bound=C * (1 - ROUNDING)):
-    return clipped_sum(module, case.plan, batch, bound, patient_losses)
+def sum_of(hooked, case, batch, bound=C * (1 - ROUNDING)):
+    return clipped_sum(hooked, case.plan, batch, bound, patient_losses)
 
 
 @everything
@@ -52,10 +52,10 @@ def sum_of(module, case, batch, bound=C * (1 - ROUNDING)):
 def test_removing_any_one_of_64_patients_moves_the_sum_by_at_most_the_bound(make, shape, loss) -> None:
     case = make({**shape, **loss})
     everybody = range(64)
-    with per_patient(case.network) as module:
-        whole = sum_of(module, case, case.patients)
+    with per_patient(case.network) as hooked:
+        whole = sum_of(hooked, case, case.patients)
         moved = [
-            float((whole - sum_of(module, case, rows(case.patients, *(j for j in everybody if j != i)))).norm())
+            float((whole - sum_of(hooked, case, rows(case.patients, *(j for j in everybody if j != i)))).norm())
             for i in everybody
         ]
     assert max(moved) <= C
@@ -75,10 +75,10 @@ def test_per_patient_gradients_are_those_of_one_by_one_autograd(make, shape, los
         alone.append(
             torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in network.parameters()])
         )
-    with per_patient(case.network) as module:
+    with per_patient(case.network) as hooked:
         # A bound that nobody reaches leaves gradients as they are.
-        together = [sum_of(module, case, rows(case.patients, i), 1e9) for i in range(16)]
-        everybody = sum_of(module, case, case.patients, 1e9)
+        together = [sum_of(hooked, case, rows(case.patients, i), 1e9) for i in range(16)]
+        everybody = sum_of(hooked, case, case.patients, 1e9)
     scale = max(float(g.abs().max()) for g in alone)
     for a, b in zip(alone, together, strict=True):
         assert float((a - b).abs().max()) <= 1e-5 * scale
@@ -92,20 +92,20 @@ def test_a_patient_whose_gradient_is_not_finite_contributes_zero(make, bad) -> N
     values[3], seen = bad, case.patients.seen.clone()
     seen[3] = 1
     spoiled = TrainingSet(values=values, seen=seen, goals=case.patients.goals)
-    with per_patient(case.network) as module:
-        with_him = sum_of(module, case, spoiled)
-        without = sum_of(module, case, rows(case.patients, 0, 1, 2, 4, 5, 6, 7))
+    with per_patient(case.network) as hooked:
+        with_him = sum_of(hooked, case, spoiled)
+        without = sum_of(hooked, case, rows(case.patients, 0, 1, 2, 4, 5, 6, 7))
     assert torch.isfinite(with_him).all()
     assert torch.allclose(with_him, without, atol=1e-9)
 
 
 def test_a_short_gradient_is_unchanged_and_nobody_gives_zero(make) -> None:
     case = make(count=5)
-    with per_patient(case.network) as module:
-        first = sum_of(module, case, rows(case.patients, 0), 1e9)
-        at_its_length = sum_of(module, case, rows(case.patients, 0), float(first.norm()) * 1.001)
+    with per_patient(case.network) as hooked:
+        first = sum_of(hooked, case, rows(case.patients, 0), 1e9)
+        at_its_length = sum_of(hooked, case, rows(case.patients, 0), float(first.norm()) * 1.001)
         assert torch.equal(first, at_its_length)
-        assert not sum_of(module, case, case.patients.rows(torch.zeros(0, dtype=torch.long))).any()
+        assert not sum_of(hooked, case, case.patients.rows(torch.zeros(0, dtype=torch.long))).any()
 
 
 def test_the_hooks_are_gone_afterwards(make) -> None:
@@ -147,10 +147,10 @@ def test_a_loss_that_couples_patients_is_refused(make, loss) -> None:
 def test_the_cox_loss_would_have_broken_the_bound(make) -> None:
     case = make({"tasks": LOSSES["survival"]["tasks"]})
     bound = 5.0
-    with per_patient(case.network) as module:
-        whole = clipped_sum(module, case.plan, case.patients, bound, cox)
+    with per_patient(case.network) as hooked:
+        whole = clipped_sum(hooked, case.plan, case.patients, bound, cox)
         rest = [rows(case.patients, *(j for j in range(64) if j != i)) for i in range(64)]
-        moved = [float((whole - clipped_sum(module, case.plan, r, bound, cox)).norm()) for r in rest]
+        moved = [float((whole - clipped_sum(hooked, case.plan, r, bound, cox)).norm()) for r in rest]
     assert max(moved) > 1.02 * bound
 
 
