@@ -170,7 +170,7 @@ server_app = ServerApp()
 
 
 @server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def _main(grid: Grid, context: Context) -> None:
     """Run a job, and write down how it ended; Flower says only that it did."""
     path = Path(str(context.run_config["job"]))
     error: OncofedError | None = None
