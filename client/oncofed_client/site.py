@@ -283,7 +283,7 @@ class Site:
         session.layout.check(request.parameters)
         plan, trial, part = session.plan, request.head.trial, request.part
         cohort, data = self._data(session, trial, part)
-        session.network.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in request.parameters.items()})
+        session.network.vector.copy_(torch.from_numpy(session.layout.flatten(request.parameters)))
         session.network.eval()
         with torch.no_grad():
             predictions = predict(plan, session.network(data.values, data.seen))

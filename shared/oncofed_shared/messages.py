@@ -200,6 +200,7 @@ Request = Describe | Summarise | Open | Train | Evaluate
 Reply = Description | Summary | Ready | Update | Tables | Refusal
 Message = Request | Reply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
+_DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial)}
 _CODE = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -252,11 +253,10 @@ def _parsed(version: Any, kind: Any, fields: Any) -> Message:
 
 
 def _build(kind: type[Any], fields: Any) -> Any:
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    if not isinstance(fields, list) or len(fields) != len(names):
-        raise RemoteProtocolError(f"{kind.__name__} has {len(names)} fields")
-    values = {n: _check(hints[n], v, n) for n, v in zip(names, fields, strict=True)}
+    declared = _DECLARED[kind]
+    if not isinstance(fields, list) or len(fields) != len(declared):
+        raise RemoteProtocolError(f"{kind.__name__} has {len(declared)} fields")
+    values = {n: _check(hint, v, n) for (n, hint), v in zip(declared, fields, strict=True)}
     if kind is Evaluate and values["part"] not in PARTS:
         raise RemoteProtocolError("Evaluate.part is not one of " + ", ".join(PARTS))
     if kind is Refusal and not _CODE.fullmatch(values["code"]):

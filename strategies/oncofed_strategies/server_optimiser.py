@@ -72,12 +72,8 @@ def apply(rule: Strategy, state: ServerState, mean_update: Flat, *, progress: fl
     if rule.schedule == "linear":
         rule = rule.model_copy(update={"rate": rule.rate * (1 - progress)})
     optimiser = STRATEGIES[rule.name]([weight], rule)
-    if state.memory:
-        memory = {
-            k: torch.from_numpy(np.array(v)).reshape(() if k == "step" else (-1,)) for k, v in state.memory.items()
-        }
-        groups = optimiser.state_dict()["param_groups"]
-        optimiser.load_state_dict({"state": {0: memory}, "param_groups": groups})
+    for name, value in state.memory.items():
+        optimiser.state[weight][name] = torch.from_numpy(np.array(value)).reshape(() if name == "step" else (-1,))
     weight.grad = torch.from_numpy(-mean_update)
     optimiser.step()
     kept = {
