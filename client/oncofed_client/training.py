@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -134,13 +134,22 @@ def _dropout(plan: Plan, key: str) -> Iterator[None]:
 
 
 def local_update(
-    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays, *, key: str
+    plan: Plan,
+    network: FusionNetwork,
+    layout: Layout,
+    data: TrainingSet,
+    parameters: Arrays,
+    *,
+    key: str,
+    terms: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> NDArray[np.float64]:
     """Train from `parameters` for the plan's local steps.
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
+        layout: of all parameters.
         key: session, site and round; decides batches and dropout, and nothing else does.
+        terms: what an aggregation rule adds to the gradient at the current parameters, both in the order of the layout.
 
     Returns:
         (parameters + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
@@ -162,7 +171,9 @@ def local_update(
             gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)
             if first_loss is None:
                 first_loss = float(mean.detach()) * patients
-            penalty = decay * weights + l1 * weights.sign()
-            step(torch.cat([g.flatten() for g in gradients]) + penalty)
+            gradient = torch.cat([g.flatten() for g in gradients]) + decay * weights + l1 * weights.sign()
+            for term in terms:
+                gradient += term(weights)
+            step(gradient)
     change = (weights.numpy().astype(np.float64) - before) * patients
     return np.concatenate([change, [patients, first_loss or 0.0]])

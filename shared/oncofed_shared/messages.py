@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -149,16 +149,20 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """Train for one round from these parameters."""
+    """Train for one round from these parameters; `control` is SCAFFOLD's, in the order of the parameters, or empty."""
 
     head: Head
     round: int
     parameters: Arrays
+    control: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """Ring elements: patients x change of every parameter, then patients and the sum of their losses x `ring.COUNT_SCALE`."""
+    """Ring elements: patients x change of every shared parameter, what the rule appends, patients and the sum of losses.
+
+    The last two are times `ring.COUNT_SCALE`.
+    """
 
     head: Head
     site: str

@@ -30,7 +30,7 @@ TRIAL = Trial(seed=0)
 def _server(plan: Plan, weights: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
     rule = plan.strategy
     if rule.name == "fedadam":
-        return torch.optim.Adam(weights, lr=rule.rate, betas=rule.betas, eps=rule.tau)
+        return torch.optim.Adam(weights, lr=rule.rate, betas=rule.betas or (0.9, 0.999), eps=rule.tau or 1e-3)
     if rule.name == "fedavg":
         return torch.optim.SGD(weights, lr=rule.rate)
     raise ConfigError(f"strategy.name: the bare loop knows fedavg and fedadam, not {rule.name}")
@@ -65,9 +65,7 @@ def train(plan: Plan, preparation: Preparation, sets: Sequence[TrainingSet]) -> 
             server.param_groups[0]["lr"] = rule.rate * (1 - done / training.rounds)
         change = [torch.zeros_like(w) for w in weights]
         for data in sets:
-            with torch.no_grad():
-                for mine, given in zip(local, weights, strict=True):
-                    mine.copy_(given)
+            network.load_state_dict(server_network.state_dict())
             optimiser = torch.optim.SGD(groups, lr=training.rate, momentum=training.momentum)
             for _ in range(training.local_steps):
                 optimiser.zero_grad()

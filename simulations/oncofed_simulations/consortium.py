@@ -17,7 +17,7 @@ from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, SurvivalTask
+from oncofed_shared.plan import Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.loopback import FakeClock, Tap, drive
 from oncofed_simulations.pooled import PooledSource
@@ -28,6 +28,7 @@ __all__ = [
     "KeptRun",
     "Run",
     "SparseTables",
+    "baseline_plan",
     "could_train",
     "federated_roster",
     "folder_settings",
@@ -51,6 +52,15 @@ def folder_settings(folder: Path, plan: Plan) -> SiteSettings:
     return settings_from_study(plan.simulation.site, folder)
 
 
+def baseline_plan(plan: Plan) -> Plan:
+    """The plan of a model that one cohort trains, pooled or alone: there is nobody to choose from, and no layer is another's."""
+    plain = {"local": (), "participation": 1.0, "minimum_sites": 1}
+    if plan.strategy.model_copy(update=plain) == plan.strategy:
+        return plan
+    content = plan.model_dump(mode="json")
+    return parse({**content, "strategy": content["strategy"] | plain})
+
+
 def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | None) -> Site:
     """A hospital's folder as a simulated site that has approved the plan.
 
@@ -61,7 +71,8 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    return Site(source, {plan.hash: plan}, minimum_cohort=least, state=state)
+    plans = {p.hash: p for p in (plan, baseline_plan(plan))}
+    return Site(source, plans, minimum_cohort=least, state=state)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -90,9 +101,13 @@ class Run:
     """A finished training run.
 
     Attributes:
+        plan: of this run; a baseline's may differ from the study's, see `baseline_plan`.
+        session: the sites' name for it.
         state: the aggregator's last state, its tables taken out.
     """
 
+    plan: Plan
+    session: str
     trial: Trial
     state: State
     tables: SparseTables
@@ -130,23 +145,26 @@ class Consortium:
     def federated(self, trial: Trial) -> Run:
         """All sites together."""
         roster = federated_roster(self.sites, self.externals)
-        return self._run("federated", roster, trial, self.sites | self.externals, curves=True)
+        return self._run("federated", self.plan, roster, trial, self.sites | self.externals, curves=True)
 
     def pooled(self, trial: Trial) -> Run:
         """The same network and code, with one site that has everybody's patients."""
         source = PooledSource([s.source for s in self.sites.values()], POOLED)
-        whole = Site(source, {self.plan.hash: self.plan}, minimum_cohort=1)
+        plan = baseline_plan(self.plan)
+        whole = Site(source, {plan.hash: plan}, minimum_cohort=1)
         roster = Roster(trainers=(POOLED,), evaluators=tuple(self.sites), externals=tuple(self.externals))
         members = {POOLED: whole} | self.sites | self.externals
-        return self._run("pooled", roster, trial, members, curves=False)
+        return self._run("pooled", plan, roster, trial, members, curves=False)
 
     def alone(self, name: str, trial: Trial) -> Run:
         """One site's own model, scored at every site."""
         roster = Roster(trainers=(name,), evaluators=tuple(self.sites))
-        return self._run(f"alone-{name}", roster, trial, self.sites, curves=False)
+        return self._run(f"alone-{name}", baseline_plan(self.plan), roster, trial, self.sites, curves=False)
 
-    def _run(self, arm: str, roster: Roster, trial: Trial, members: Mapping[str, Site], *, curves: bool) -> Run:
-        kept = KeptRun.open(self.plan, self.store, arm, roster, trial, curves=curves)
+    def _run(
+        self, arm: str, plan: Plan, roster: Roster, trial: Trial, members: Mapping[str, Site], *, curves: bool
+    ) -> Run:
+        kept = KeptRun.open(plan, self.store, arm, roster, trial, curves=curves)
         drive(
             kept.aggregator,
             members,
@@ -156,7 +174,13 @@ class Consortium:
         )
         kept.close()
         final = kept.aggregator.state
-        return Run(trial=trial, state=replace(final, tables={}), tables=SparseTables(final.tables))
+        return Run(
+            plan=plan,
+            session=kept.aggregator.session,
+            trial=trial,
+            state=replace(final, tables={}),
+            tables=SparseTables(final.tables),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +247,9 @@ def keeper(
         seen = state.round
         watch(kept.key, aggregator)
         stop = interrupted()
-        if stop or time.monotonic() - last > SNAPSHOT_SECONDS:
+        # A site's memory reaches one round back; the aggregator must not fall behind further than that.
+        every = aggregator.plan.strategy.site_memory
+        if stop or every or time.monotonic() - last > SNAPSHOT_SECONDS:
             save_state(kept.path, state)
             last = time.monotonic()
         if stop:

@@ -208,9 +208,14 @@ class Study:
                 "bytes_up": cost.bytes_up,
                 "bytes_down": cost.bytes_down,
                 "validation": {},
+                "divergence": None,
             }
             if run.trial.fold >= 0:
                 entry["fold"] = run.trial.fold
+            if (apart := run.state.divergence[i - 1]) is not None:
+                entry["divergence"] = {"mean": apart.mean, "max": apart.max}
+            if run.state.participants:
+                entry["participants"] = list(run.state.participants[i - 1])
             table = run.state.validation.get(i)
             if table is not None:
                 whole = split_vector(self.plan, table, subgroups=False)[WHOLE]

@@ -13,12 +13,13 @@ from oncofed_client.cohort import read_cohort
 from oncofed_client.settings import load_settings, settings_from_study
 from oncofed_shared.network import token_columns
 from oncofed_shared.plan import Plan, SplitColumn, SurvivalTask, compile_pattern, load, parse
+from oncofed_shared.rules import RULES
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
 ROOT = Path(__file__).resolve().parents[3]
-STUDIES = sorted((ROOT / "simulations" / "studies").glob("*.toml"))
+STUDIES = sorted((ROOT / "simulations" / "studies").rglob("*.toml"))
 REAL = ROOT / ".." / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real hospitals' tables are absent: ../shared/data")
 
@@ -124,6 +125,17 @@ def test_demo_reads_its_own_cohort(tmp_path: Path) -> None:
     assert 395 < sum(len(site.patients) for site in sites) < 420
     assert plan.main_task == "survival"
     assert set(plan.tasks) == {"survival", "response"}
+
+
+def test_the_comparison_of_rules_differs_in_nothing_but_the_rule_and_its_steps() -> None:
+    whole = study("fed_tcga_brca").model_dump(exclude={"study": {"name"}, "training": True, "strategy": True})
+    rules = {p.stem.removeprefix("fed_tcga_brca_"): load(p) for p in STUDIES if p.parent.name == "strategies"}
+    assert set(rules) == set(RULES)
+    for name, plan in rules.items():
+        assert plan.strategy.name == name
+        assert plan.model_dump(exclude={"study": {"name"}, "training": True, "strategy": True}) == whole
+        # As many gradients of a site in each: rounds x local steps, or half of it.
+        assert plan.training.rounds * plan.training.local_steps in {150, 300}
 
 
 @needs_real_data
