@@ -28,7 +28,7 @@ from oncofed_simulations.flower_job import Job, stop_is_asked, write_outcome
 from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.processes import runs
 
-__all__ = ["client_app", "main", "run_job", "server_app"]
+__all__ = ["client_app", "run_job", "server_app"]
 
 # Until all nodes have answered once: Ray starts its workers and each imports torch.
 PATIENCE = 600.0
@@ -156,7 +156,8 @@ def run_job(grid: Grid, path: Path) -> None:
                 lane.take(waiting.popleft())
         moved = [lane.advance() for lane in lanes]
         stopped = [lane.stopped for lane in lanes if lane.stopped]
-        if stopping and not any(lane.busy for lane in lanes) and (waiting or stopped):
+        # A lane may have seen the wish before this loop did.
+        if (stopped or (stopping and waiting)) and not any(lane.busy for lane in lanes):
             raise stopped[0] if stopped else Interrupted("stopped between two runs; --resume goes on from there")
         if time.monotonic() - looked > LOOK_AFTER_DRIVER:
             looked = time.monotonic()
@@ -170,7 +171,7 @@ server_app = ServerApp()
 
 
 @server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def _main(grid: Grid, context: Context) -> None:
     """Run a job, and write down how it ended; Flower says only that it did."""
     path = Path(str(context.run_config["job"]))
     error: OncofedError | None = None
