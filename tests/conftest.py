@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from oncofed_shared.plan import Plan, parse
+from oncofed_simulations.consortium import Consortium, open_site
 from oncofed_simulations.synthetic import write_cohort
 
 STUDY: dict[str, Any] = {
@@ -81,5 +82,17 @@ def make_plan() -> Callable[..., Plan]:
                 here = here.setdefault(name, {})
             here[last] = value
         return parse(content)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_consortium(hospitals: Path) -> Callable[..., Consortium]:
+    """A maker of consortia of the hospitals: `make_consortium(plan, store, externals=("site-3",))`."""
+
+    def make(plan: Plan, store: Path, externals: tuple[str, ...] = (), **more: Any) -> Consortium:
+        sites = {f.name: open_site(f, plan, state=None, minimum=None) for f in sorted(hospitals.iterdir())}
+        outside = {n: sites.pop(n) for n in externals}
+        return Consortium(plan=plan, sites=sites, externals=outside, store=store, **more)
 
     return make

@@ -275,7 +275,7 @@ def split_patients(
     points = _points(cohort, plan, seed, member)
     if fold is not None:
         folds = plan.evaluation.folds or 0
-        if not 0 <= fold <= folds:
+        if not folds or not 0 <= fold <= folds:
             raise ConfigError(f"evaluation.folds: fold {fold} of {folds} does not exist")
         parts = np.where(np.floor(points * folds).astype(np.int64) == fold, 2, 0)
         return np.where(member, parts, -1).astype(np.int64)

@@ -17,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_client.memory import Memories, Memory
 from oncofed_client.private_answers import PrivateTrainer, guard
+from oncofed_client.rounds import check_control, train_round
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
+from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
 from oncofed_shared.messages import (
@@ -70,14 +73,26 @@ class Source(Protocol):
 
 @dataclass(kw_only=True)
 class Session:
-    """What a site keeps of one training run."""
+    """What a site keeps of one training run.
+
+    Attributes:
+        whole: all parameters.
+        layout: those that are shared.
+        local: first values of the others.
+    """
 
     plan: Plan
     trial: Trial
     preparation: Preparation
     network: FusionNetwork
+    whole: Layout
     layout: Layout
+    local: Arrays
     cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
+
+    def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
+        """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
+        return shared | {n: kept.get(n, first) for n, first in self.local.items()}
 
 
 def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
@@ -122,6 +137,7 @@ class Site:
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
+        self.memories = Memories(None if state is None else state / "sessions")
         self._admitted: set[str] = set()
 
     @property
@@ -230,11 +246,18 @@ class Site:
 
     def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
-        network = build(plan, preparation.columns, seed=0)
+        network = build(plan, preparation.columns, seed=head.trial.seed)
         if plan.privacy.noise != "none":
             self.private.check(plan, network, width=preparation.width)
+        layout = shared_layout(plan, network)
         session = Session(
-            plan=plan, trial=head.trial, preparation=preparation, network=network, layout=Layout.of(network)
+            plan=plan,
+            trial=head.trial,
+            preparation=preparation,
+            network=network,
+            whole=Layout.of(network),
+            layout=layout,
+            local=initial_local(layout, network),
         )
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}
@@ -279,23 +302,40 @@ class Site:
         return cohort, data
 
     def _train(self, request: Train) -> Update:
-        session = self._session(request.head)
+        head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
-        _, data = self._data(session, request.head.trial, "train")
-        plan, network, layout = session.plan, session.network, session.layout
-        if plan.privacy.noise != "none":
-            return self.private.answer(plan, network, layout, data, request)
-        key = f"{request.head.trial}|{self.name}|{request.round}"
-        total = local_update(plan, network, layout, data, request.parameters, key=key)
+        plan, private = session.plan, session.plan.privacy.noise != "none"
+        check_control(plan, session.layout, request.control)
+        if private and (given := self.private.again(request)) is not None:
+            return given
+        _, data = self._data(session, head.trial, "train")
+        kept = self.memories.of(head).at(request.round) if plan.strategy.site_memory else {}
+        total, after = train_round(
+            plan,
+            session.network,
+            data,
+            session.complete(request.parameters, kept),
+            whole=session.whole,
+            layout=session.layout,
+            control=request.control,
+            kept=kept,
+            key=f"{head.trial}|{self.name}|{request.round}",
+            update=self.private.begin(plan, request) if private else local_update,
+        )
+        if plan.strategy.site_memory:
+            self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
         vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
-        return Update(head=request.head, site=self.name, vector=vector)
+        update = Update(head=head, site=self.name, vector=vector)
+        return self.private.done(request, update) if private else update
 
     def _evaluate(self, request: Evaluate) -> Tables:
         session = self._session(request.head)
         session.layout.check(request.parameters)
         plan, trial, part = session.plan, request.head.trial, request.part
         cohort, data = self._data(session, trial, part)
-        session.network.load_state_dict({n: torch.from_numpy(a.copy()) for n, a in request.parameters.items()})
+        kept = self.memories.of(request.head).after if session.local else {}
+        everything = session.whole.flatten(session.complete(request.parameters, kept))
+        session.network.vector.copy_(torch.from_numpy(everything))
         session.network.eval()
         with torch.no_grad():
             predictions = predict(plan, session.network(data.values, data.seen))

@@ -36,14 +36,8 @@ def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:
 
 
 def parts_of(plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
-    """Part of each patient under a trial, computed from the cohort as it is.
-
-    Folds count from 0; the one after the last holds nobody out, so that a model can learn from everybody.
-    """
+    """Part of each patient under a trial, computed from the cohort as it is."""
     fold = trial.fold if trial.fold >= 0 else None
-    if fold is not None and fold == plan.evaluation.folds:
-        parts = split_patients(cohort, plan, trial.seed, fold=0)
-        return np.where(parts == 2, 0, parts)
     return split_patients(cohort, plan, trial.seed, fold=fold, resplit=trial.resplit)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["TrainingSet", "local_update", "penalties"]
+__all__ = ["TrainingSet", "local_update", "optimiser_step", "penalties", "seeded_dropout", "strengths"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,21 +83,73 @@ def _batches(plan: Plan, data: TrainingSet, key: str) -> Iterator[TrainingSet]:
         order = order[training.batch :]
 
 
-def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
+def optimiser_step(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
+    """The plan's rule as a function of the gradient that changes the weights, (size,) both."""
     training = plan.training
     if training.optimiser == "adam":
-        return torch.optim.Adam(network.named.values(), lr=training.rate)
-    return torch.optim.SGD(network.named.values(), lr=training.rate, momentum=training.momentum)
+        joined = torch.nn.Parameter(weights)
+        adam = torch.optim.Adam([joined], lr=training.rate)
+
+        def moment(gradient: Tensor) -> None:
+            joined.grad = gradient
+            adam.step()
+
+        return moment
+    velocity = torch.zeros_like(weights)
+
+    def descend(gradient: Tensor) -> None:
+        # As torch.optim.SGD, whose bookkeeping takes as long as a small network's whole step.
+        velocity.mul_(training.momentum).add_(gradient)
+        weights.sub_(velocity, alpha=training.rate)
+
+    return descend
+
+
+_STRENGTHS: WeakKeyDictionary[FusionNetwork, tuple[str, Tensor, Tensor]] = WeakKeyDictionary()
+
+
+def strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
+    """L2 and L1 strength of each coordinate of `network.vector`; worked out once per network."""
+    kept = _STRENGTHS.get(network)
+    if kept is None or kept[0] != plan.hash or kept[1].dtype != network.vector.dtype:
+        known = {id(p): (decay, l1) for p, decay, l1 in penalties(plan, network)}
+        each = [known.get(id(p), (0.0, 0.0)) for p in network.named.values()]
+        spread = np.repeat(np.array(each), [p.numel() for p in network.named.values()], axis=0)
+        decay, l1 = torch.from_numpy(spread.T.copy()).to(network.vector.dtype)
+        kept = _STRENGTHS[network] = (plan.hash, decay, l1)
+    return kept[1], kept[2]
+
+
+@contextmanager
+def seeded_dropout(plan: Plan, key: str) -> Iterator[None]:
+    """Draw the same dropout masks wherever the key is the same, and leave the process's own generator as it was."""
+    training = plan.training
+    if not training.dropout and not training.input_dropout:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would also look for every kind of device: as long as a small step.
+        torch.default_generator.manual_seed(zlib.crc32(key.encode()))
+        yield
 
 
 def local_update(
-    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays, *, key: str
+    plan: Plan,
+    network: FusionNetwork,
+    layout: Layout,
+    data: TrainingSet,
+    parameters: Arrays,
+    *,
+    key: str,
+    terms: Sequence[Callable[[Tensor], Tensor]] = (),
 ) -> NDArray[np.float64]:
     """Train from `parameters` for the plan's local steps.
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
+        layout: of all parameters.
         key: session, site and round; decides batches and dropout, and nothing else does.
+        terms: what an aggregation rule adds to the gradient at the current parameters, both in the order of the layout.
 
     Returns:
         (parameters + 2,): patients x change of each parameter, patients, sum of losses at `parameters`.
@@ -103,27 +157,23 @@ def local_update(
     patients = len(data)
     if patients == 0:
         return np.zeros(layout.size + 2)
-    with torch.no_grad():
-        for name, parameter in network.named.items():
-            parameter.copy_(torch.from_numpy(parameters[name].copy()))
+    # One vector for all parameters: an optimiser works by coordinate, and one long step is faster than many short ones.
+    before, weights = layout.flatten(parameters), network.vector
+    weights.copy_(torch.from_numpy(before))
     if not network.training:
         network.train()
-    optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
+    leaves = list(network.named.values())
+    step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
     first_loss = None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))
+    with seeded_dropout(plan, f"dropout|{key}"):
         for batch in _batches(plan, data, key):
-            optimiser.zero_grad(set_to_none=True)
-            losses = patient_losses(plan, network(batch.values, batch.seen), batch.goals)
-            mean = losses.sum() / len(batch)
-            torch.autograd.backward([mean])
+            mean = patient_losses(plan, network(batch.values, batch.seen), batch.goals).sum() / len(batch)
+            gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)
             if first_loss is None:
                 first_loss = float(mean.detach()) * patients
-            with torch.no_grad():
-                for weight, decay, l1 in penalised:
-                    if weight.grad is not None:
-                        weight.grad += decay * weight + l1 * weight.sign() if l1 else decay * weight
-            optimiser.step()
-    after = {n: p.detach().numpy() for n, p in network.named.items()}
-    change = (layout.flatten(after) - layout.flatten(parameters)) * patients
+            gradient = torch.cat([g.flatten() for g in gradients]) + decay * weights + l1 * weights.sign()
+            for term in terms:
+                gradient += term(weights)
+            step(gradient)
+    change = (weights.numpy().astype(np.float64) - before) * patients
     return np.concatenate([change, [patients, first_loss or 0.0]])

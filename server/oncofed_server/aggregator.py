@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
+from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
     PARTS,
@@ -52,7 +54,7 @@ from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SitePrivacy
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
-from oncofed_strategies import ServerState, apply, init
+from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
 
 __all__ = ["Aggregator", "Cost", "Outgoing", "Phase", "Received", "Roster", "Start", "State", "Tick"]
 
@@ -143,6 +145,9 @@ class State:
     Attributes:
         pending: sites whose reply to the current step is awaited.
         total: running sum of the current round's updates.
+        tally: what else is kept of them.
+        divergence: of each finished round, where it can be computed.
+        participants: per finished round the sites behind it; empty where every site is asked in every round.
         columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
         curve: per round the mean training loss, and summed validation tables where there are some.
@@ -164,6 +169,9 @@ class State:
     columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     total: NDArray[np.uint64] | None = None
+    tally: Tally = field(default_factory=Tally)
+    divergence: tuple[Divergence | None, ...] = ()
+    participants: tuple[tuple[str, ...], ...] = ()
     losses: tuple[float, ...] = ()
     validation: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     tables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
@@ -208,6 +216,7 @@ class Aggregator:
         self.curves = curves
         self.state = state or State(phase=Phase.DESCRIBE)
         self._layout: Layout | None = None
+        self._local: dict[str, NDArray[Any]] = {}
 
     @property
     def finished(self) -> bool:
@@ -226,21 +235,29 @@ class Aggregator:
 
     @property
     def layout(self) -> Layout:
-        """Order of the parameters; known once the columns are agreed."""
+        """Order of the parameters that are shared; known once the columns are agreed."""
         if self._layout is None:
             if self.state.preparation is None:
                 message = "the columns are not agreed yet"
                 raise RemoteProtocolError(message)
-            network = build(self.plan, self.state.preparation.columns, seed=0)
-            self._layout = Layout.of(network)
+            network = build(self.plan, self.state.preparation.columns, seed=self.trial.seed)
+            self._layout = shared_layout(self.plan, network)
+            self._local = initial_local(self._layout, network)
         return self._layout
 
+    def shared_parameters(self) -> dict[str, NDArray[Any]]:
+        """What goes to the sites: the global model without the layers that stay there, in the plan's dtype."""
+        return self.layout.arrays(self._server().parameters, self.plan.training.dtype)
+
     def parameters(self) -> dict[str, NDArray[Any]]:
-        """The global model as named arrays in the plan's dtype."""
+        """The global model; layers that stay at the sites have their first values in it."""
+        return self.shared_parameters() | self._local
+
+    def _server(self) -> ServerState:
         if self.state.server is None:
             message = "there is no model yet"
             raise RemoteProtocolError(message)
-        return self.layout.arrays(self.state.server.parameters, self.plan.training.dtype)
+        return self.state.server
 
     def step(self, event: Event) -> list[Outgoing]:
         """Take one event; return the requests that follow from it."""
@@ -295,6 +312,14 @@ class Aggregator:
         if not trainers or not members:
             what = "be asked" if trainers else "train"
             return self._fail(f"no site is left that could {what}: {self._reasons()}")
+        if phase is Phase.TRAIN:
+            least = self.plan.strategy.minimum_sites
+            if len(members) < least:
+                why = f"{len(members)} sites are left, and strategy.minimum_sites is {least}"
+                return self._fail(f"{why}: {self._reasons()}")
+            able = tuple(m for m in members if self._training_patients(m)) or members
+            members = members if self.plan.strategy.participation == 1 else able
+            members = chosen(self.plan.strategy, self.trial, self.state.round, members)
         self.state = replace(
             self.state,
             phase=phase,
@@ -302,6 +327,7 @@ class Aggregator:
             attempt=0,
             pending=frozenset(members),
             total=None,
+            tally=Tally(),
             deadline=now + 60 * self.plan.training.deadline_minutes,
         )
         return self._ask(members)
@@ -330,9 +356,10 @@ class Aggregator:
             preparation = self._prepared()
             opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
             return lambda _: opening
-        parameters = self.parameters()
+        parameters = self.shared_parameters()
         if state.phase is Phase.TRAIN:
-            train = Train(head=head, round=state.round, parameters=parameters)
+            own = control(self.plan, self._server())
+            train = Train(head=head, round=state.round, parameters=parameters, control=own)
             return lambda _: train
         test = state.phase is Phase.TEST
 
@@ -385,10 +412,7 @@ class Aggregator:
             case Phase.OPEN, Ready():
                 pass
             case Phase.TRAIN, Update():
-                if len(reply.vector) != self.layout.size + 2:
-                    raise RemoteProtocolError("its update has another length than the model")
-                total = reply.vector if state.total is None else state.total + reply.vector
-                self.state = replace(state, total=total)
+                self._add(reply)
             case Phase.VALIDATE, Tables():
                 before, vector = state.validation.get(state.round), self._counts(reply)
                 summed = vector if before is None else before + vector
@@ -397,6 +421,17 @@ class Aggregator:
                 self.state = replace(state, tables={**state.tables, reply.site: self._counts(reply)})
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _add(self, reply: Update) -> None:
+        state, size = self.state, self.layout.size
+        if len(reply.vector) != size + STRATEGIES[self.plan.strategy.name].facts.extra + 2:
+            raise RemoteProtocolError("its update has another length than the model")
+        tally = state.tally.add(reply.site, None, 0.0)
+        if self.plan.privacy.noise in SINGLE_UPDATES:
+            own = decode(reply.vector)
+            tally = state.tally.add(reply.site, own[:size], own[-2] / COUNT_SCALE)
+        total = reply.vector if state.total is None else state.total + reply.vector
+        self.state = replace(state, total=total, tally=tally)
 
     def _counts(self, reply: Tables) -> NDArray[np.float64]:
         size = vector_size(self.plan, subgroups=self.state.phase is Phase.TEST)
@@ -441,7 +476,11 @@ class Aggregator:
         sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
         network = build(self.plan, columns, seed=self.trial.seed)
-        self._layout = Layout.of(network)
+        try:
+            self._layout = shared_layout(self.plan, network)
+        except ConfigError as error:
+            return self._fail(str(error))
+        self._local = initial_local(self._layout, network)
         first = self._layout.flatten({n: p.detach().numpy() for n, p in network.named_parameters()})
         self.state = replace(state, preparation=preparation, server=init(first), sums={})
         return self._enter(Phase.OPEN, now)
@@ -457,24 +496,30 @@ class Aggregator:
 
     def _finish_round(self, now: float) -> list[Outgoing]:
         state = self.state
-        if state.total is None or state.server is None:
-            return self._fail("no site answered in this round")
+        if state.total is None or state.server is None or len(state.tally.sites) < self.plan.strategy.minimum_sites:
+            # Somebody left in the course of the round; it is repeated with those who are still there.
+            return self._enter(Phase.TRAIN, now)
         total = decode(state.total)
         patients, loss = total[-2:] / COUNT_SCALE
         if patients < 1:
             return self._fail("no site has a training patient")
-        server = apply(
-            self.plan.strategy,
-            state.server,
-            total[:-2] / patients,
-            progress=(state.round - 1) / self.plan.training.rounds,
+        sums = Sums(
+            change=total[: self.layout.size],
+            extra=total[self.layout.size : -2],
+            patients=patients,
+            population=self._population(patients),
         )
+        server = advance(self.plan, state.server, sums, progress=(state.round - 1) / self.plan.training.rounds)
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
         self.state = replace(
             state,
             server=server,
             total=None,
+            divergence=(*state.divergence, state.tally.divergence(sums.change, patients)),
+            participants=(
+                (*state.participants, tuple(sorted(state.tally.sites))) if self.plan.strategy.participation < 1 else ()
+            ),
             losses=(*state.losses, float(loss / patients)),
             costs=(*state.costs, state.round_cost),
             round_cost=Cost(),
@@ -494,6 +539,18 @@ class Aggregator:
         if self.curves and has_validation and due and done not in self.state.validation:
             return self._enter(Phase.VALIDATE, now)
         return self._next_round(now)
+
+    def _population(self, patients: float) -> float:
+        """Training patients of all trainers, as they described themselves; never fewer than have just answered."""
+        trainers = [t for t in self.roster.trainers if t in self.state.descriptions]
+        return max(float(sum(self._training_patients(t) for t in trainers)), patients)
+
+    def _training_patients(self, site: str) -> int:
+        """How many a site has; under a private plan the public number, for the true one is never sent."""
+        privacy = self.plan.privacy
+        if isinstance(privacy, SitePrivacy):
+            return privacy.patients.get(site, 0)
+        return self.state.descriptions[site].parts["train"]
 
     # -- going on without a site ------------------------------------------------------------------------------------------------
 

@@ -176,7 +176,7 @@ def _curves(series: Mapping[str, list[Point]], y_label: str, width: float, label
 
 
 def learning_curves(study: Study) -> list[tuple[str, Markup]]:
-    """Training loss, then each task's main metric on validation patients; one line per run."""
+    """Training loss, each task's main metric on validation patients, divergence between sites; one line per run."""
     wanted: list[tuple[str, str, dict[str, list[Point]]]] = [
         ("Training loss", "loss", _by_run(study, lambda e: e.get("train_loss")))
     ]
@@ -187,6 +187,8 @@ def learning_curves(study: Study) -> list[tuple[str, Markup]]:
 
         name = metric_name(task.main_metric)
         wanted.append((f"{task.name}: validation {name}", name, _by_run(study, value)))
+    apart = _by_run(study, lambda e: mapping(e.get("divergence")).get("mean"))
+    wanted += [("Divergence between sites", "distance from the mean update", apart)] * bool(apart)
     width = 540.0 if len(wanted) == 2 else PANEL["width"]
     return [
         (title, _curves(series, axis, width, f"{title} per round, {len(series)} run(s)"))

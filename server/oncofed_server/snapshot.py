@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_server.aggregator import Cost, Phase, State
+from oncofed_server.rounds import Divergence
 from oncofed_shared.features import Preparation
 from oncofed_shared.messages import Description, Head, Trial
 from oncofed_shared.plan import Plan
@@ -33,6 +34,8 @@ def save_state(path: Path, state: State) -> None:
         "step": state.step,
         "excluded": dict(state.excluded),
         "losses": list(state.losses),
+        "divergence": [d and dataclasses.asdict(d) for d in state.divergence],
+        "participants": [list(names) for names in state.participants],
         "why": state.why,
         "cost": dataclasses.asdict(state.cost),
         "costs": [dataclasses.asdict(c) for c in state.costs],
@@ -75,6 +78,8 @@ def load_state(path: Path, plan: Plan) -> State:
         descriptions={d["site"]: _description(d) for d in facts["descriptions"]},
         excluded=facts["excluded"],
         losses=tuple(facts["losses"]),
+        divergence=tuple(d and Divergence(**d) for d in facts["divergence"]),
+        participants=tuple(tuple(names) for names in facts["participants"]),
         validation={int(r): v for r, v in _prefixed("validation.", tables).items()},
         tables=_prefixed("tables.", tables),
         why=facts["why"],

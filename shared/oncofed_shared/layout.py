@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -41,21 +43,21 @@ class Layout:
     @cached_property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(int(np.prod(s)) for s in self.shapes.values())
+        return sum(math.prod(s) for s in self.shapes.values())
+
+    @cached_property
+    def _stops(self) -> list[int]:
+        """Where each parameter but the last ends."""
+        return list(accumulate(math.prod(s) for s in self.shapes.values()))[:-1]
 
     def arrays(self, flat: NDArray[np.float64], dtype: str) -> Arrays:
         """(size,) to named arrays of `dtype`."""
-        made: Arrays = {}
-        start = 0
-        for name, shape in self.shapes.items():
-            stop = start + int(np.prod(shape))
-            made[name] = flat[start:stop].reshape(shape).astype(dtype)
-            start = stop
-        return made
+        parts = np.split(flat.astype(dtype), self._stops)
+        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def flatten(self, arrays: Arrays) -> NDArray[np.float64]:
         """Named arrays to (size,) float64."""
-        return np.concatenate([np.asarray(arrays[n], np.float64).ravel() for n in self.shapes])
+        return np.concatenate([arrays[n] for n in self.shapes], axis=None, dtype=np.float64)
 
     def check(self, arrays: Arrays) -> None:
         """Compare arrays with the layout.
@@ -66,5 +68,5 @@ class Layout:
         same = {n: a.shape for n, a in arrays.items()} == dict(self.shapes)
         if not same or any(a.dtype.kind != "f" for a in arrays.values()):
             raise RemoteProtocolError("parameters are not those of the plan's network")
-        if not all(bool(np.isfinite(a).all()) for a in arrays.values()):
+        if not np.isfinite(self.flatten(arrays)).all():
             raise RemoteProtocolError("parameters hold a value that is not finite", code="diverged")

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
@@ -149,16 +149,20 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Train:
-    """Train for one round from these parameters."""
+    """Train for one round from these parameters; `control` is SCAFFOLD's, in the order of the parameters, or empty."""
 
     head: Head
     round: int
     parameters: Arrays
+    control: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """Ring elements: patients x change of every parameter, then patients and the sum of their losses x `ring.COUNT_SCALE`."""
+    """Ring elements: patients x change of every shared parameter, what the rule appends, patients and the sum of losses.
+
+    The last two are times `ring.COUNT_SCALE`.
+    """
 
     head: Head
     site: str
@@ -200,6 +204,7 @@ Request = Describe | Summarise | Open | Train | Evaluate
 Reply = Description | Summary | Ready | Update | Tables | Refusal
 Message = Request | Reply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
+_DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial)}
 _CODE = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -252,11 +257,10 @@ def _parsed(version: Any, kind: Any, fields: Any) -> Message:
 
 
 def _build(kind: type[Any], fields: Any) -> Any:
-    hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
-    if not isinstance(fields, list) or len(fields) != len(names):
-        raise RemoteProtocolError(f"{kind.__name__} has {len(names)} fields")
-    values = {n: _check(hints[n], v, n) for n, v in zip(names, fields, strict=True)}
+    declared = _DECLARED[kind]
+    if not isinstance(fields, list) or len(fields) != len(declared):
+        raise RemoteProtocolError(f"{kind.__name__} has {len(declared)} fields")
+    values = {n: _check(hint, v, n) for (n, hint), v in zip(declared, fields, strict=True)}
     if kind is Evaluate and values["part"] not in PARTS:
         raise RemoteProtocolError("Evaluate.part is not one of " + ", ".join(PARTS))
     if kind is Refusal and not _CODE.fullmatch(values["code"]):

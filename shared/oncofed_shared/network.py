@@ -111,7 +111,7 @@ class FusionNetwork(nn.Module):
         tokenisers: per token from its scaled values, and the share of them that is missing, to its vector.
         linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
             baseline for everybody.
-        named: all parameters by name; walking the modules for them costs as much as a small step.
+        named: all parameters, by name; walking the modules for them costs as much as a small step.
         baselines: per task, by name, the bias of each output or interval.
     """
 
@@ -134,7 +134,8 @@ class FusionNetwork(nn.Module):
         if self.deep:
             self._build_transformer(plan, columns)
         self._initialise()
-        self.named = dict(self.named_parameters())
+        self.named = dict(sorted(self.named_parameters()))
+        self._vector: Tensor | None = None
 
     def _build_transformer(self, plan: Plan, columns: Columns) -> None:
         model, training = plan.model, plan.training
@@ -163,7 +164,19 @@ class FusionNetwork(nn.Module):
             nn.init.zeros_(self.heads.weight)
         for task, baseline in zip(self.tasks.values(), self.baselines, strict=True):
             first = FIRST_HAZARD if isinstance(task, SurvivalTask) else 0.0
-            nn.init.constant_(baseline.weight, first)
+            nn.init.constant_(baseline.get_parameter("weight"), first)
+
+    @property
+    def vector(self) -> Tensor:
+        """All parameters in one vector, by name as in a `Layout`; each is a view of it, so that one copy sets them all."""
+        parameters = list(self.named.values())
+        # A conversion of the network to another dtype gives its parameters a place of their own again.
+        if self._vector is None or self._vector.data_ptr() != parameters[0].data_ptr():
+            self._vector = torch.cat([p.detach().ravel() for p in parameters])
+            parts = torch.split(self._vector, [p.numel() for p in parameters])
+            for parameter, part in zip(parameters, parts, strict=True):
+                parameter.data = part.view_as(parameter)
+        return self._vector
 
     def forward(self, values: Tensor, seen: Tensor) -> dict[str, Tensor]:
         """Logits per task.
@@ -177,6 +190,8 @@ class FusionNetwork(nn.Module):
         """
         # Chosen, not multiplied: 0 times an infinite value is not 0.
         values = self.input_dropout(torch.where(seen > 0, values, 0))
+        if self.block is not None:
+            values = values * self.block.to(values.dtype)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
             raw = raw + self.linear(values)

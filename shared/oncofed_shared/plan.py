@@ -20,6 +20,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 
 from oncofed_shared.plan_privacy import NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.ring import RING_LIMIT
+from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
 
 __all__ = [
@@ -380,20 +381,62 @@ class Training(Frozen):
 
 
 class Strategy(Frozen):
-    """What the aggregator does with the mean of the sites' updates.
+    """How updates become the next model, who is asked, and what stays at a site: see `rules.RULES` and docs/strategies.md.
+
+    The parameters from `momentum` on belong to certain rules; left out they have the rule's own default, and given to a rule
+    that does not read them they are a mistake.
 
     Attributes:
+        rate: the aggregator's learning rate.
         schedule: `linear` lets the rate fall to zero over the rounds, so that the last model is not one of an oscillation.
+        participation: share of the sites that is asked in a round.
+        minimum_sites: never fewer; a round with fewer answers is repeated, a run with fewer sites ends.
+        local: patterns over names of parameters that stay at the site.
         tau: added to the root in the adaptive rules (Reddi et al. 2021, who advise 1e-3). Much less of it turns rounding errors of
             gradients that are zero into whole steps.
+        bias_correction: of FedAdam's moments: `adam` as Kingma & Ba 2015 and torch, `none` as Reddi et al. 2021, or `flower` as
+            Flower 1.41 does it.
+        mu: strength of FedProx's pull towards the global model.
+        q: how much q-FedAvg favours sites with a high loss; 0 is FedAvg.
     """
 
-    name: Literal["fedavg", "fedavgm", "fedadam", "fedadagrad"] = "fedavg"
+    name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold", "qfedavg"] = "fedavg"
     rate: Positive = 1.0
     schedule: Literal["constant", "linear"] = "constant"
-    momentum: Fraction = 0.9
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    tau: Positive = 1e-3
+    participation: Annotated[float, Field(gt=0, le=1)] = 1.0
+    minimum_sites: Annotated[int, Field(ge=1)] = 1
+    local: Distinct = ()
+    momentum: Fraction | None = None
+    betas: tuple[Fraction, Fraction] | None = None
+    tau: Positive | None = None
+    bias_correction: Literal["adam", "none", "flower"] | None = None
+    mu: NonNegative | None = None
+    q: NonNegative | None = None
+
+    @field_validator("local")
+    @classmethod
+    def _compiled(cls, local: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in local:
+            compile_pattern(pattern)
+        return local
+
+    @field_validator("momentum", "betas", "tau", "bias_correction", "mu", "q")
+    @classmethod
+    def _of_the_rule(cls, value: Any, info: ValidationInfo) -> Any:
+        name = info.data.get("name")
+        if name is None:
+            return value
+        reads = RULES[name].parameters
+        if value is not None and info.field_name not in reads:
+            takes = ", ".join(("rate", "participation", "minimum_sites", "local", *reads))
+            message = f"{name} does not read it; remove it. {name} takes {takes}"
+            raise ValueError(message)
+        return reads.get(str(info.field_name)) if value is None else value
+
+    @property
+    def site_memory(self) -> bool:
+        """Whether a site keeps something of its own from round to round."""
+        return bool(self.local) or RULES[self.name].site_memory
 
 
 class SplitColumn(Frozen):
@@ -569,10 +612,29 @@ class Plan(Frozen):
             raise ValueError("\n".join(problems))
         return training
 
+    @field_validator("strategy")
+    @classmethod
+    def _local_steps(cls, strategy: Strategy, info: ValidationInfo) -> Strategy:
+        training = info.data.get("training")
+        plain = training is None or (training.optimiser == "sgd" and training.momentum == 0)
+        if strategy.name in {"scaffold", "qfedavg"} and not plain:
+            message = (
+                f".name: {strategy.name} needs training.optimiser = 'sgd' without momentum, because it reads gradients off "
+                "the change that plain steps made"
+            )
+            raise ValueError(message)
+        return strategy
+
     @field_validator("privacy")
     @classmethod
-    def _nothing_from_patients(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
+    def _legal(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
         problems = privacy_mistakes(privacy, info.data)
+        strategy = info.data.get("strategy")
+        if strategy is not None and privacy.noise in MODES:
+            found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
+            if not found.legal:
+                what = f"{strategy.name} with local layers" if strategy.local else strategy.name
+                problems.append(f".noise: '{privacy.noise}' cannot be combined with {what}: {found.why}")
         if problems:
             raise ValueError("\n".join(problems))
         return privacy

@@ -33,7 +33,8 @@ def vector_size(plan: Plan, *, subgroups: bool) -> int:
 
 def sparse(vector: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """(m,) counts as the (k,) places that are not zero and what stands there."""
-    cells = np.flatnonzero(vector).astype(np.int64)
+    # Compared first: numpy finds true ones several times faster than floats that are not zero.
+    cells = np.flatnonzero(vector != 0).astype(np.int64)
     return cells, vector[cells]
 
 

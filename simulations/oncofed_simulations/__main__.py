@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
 from oncofed_simulations.flamby import import_flamby
-from oncofed_simulations.run import Options, run_study
+from oncofed_simulations.flower_engine import check_ray_address
+from oncofed_simulations.run import Engine, Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
 # `readable=False`: what cannot be read is for us to say, with our exit code, and not for the parser of options.
@@ -78,8 +80,18 @@ def run(
     ] = None,
     no_baselines: Annotated[bool, typer.Option("--no-baselines", help="Neither pooled nor alone.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    engine: Annotated[
+        Engine, typer.Option(help="What drives the federated runs: this process, or Flower's engine with Ray.")
+    ] = Engine.LOOPBACK,
+    ray_address: Annotated[
+        str | None, typer.Option(help="HOST:PORT of a Ray cluster, for --engine flower on many machines.")
+    ] = None,
 ) -> None:
     """Train a study over folders of hospital files; write a model and a report."""
+    if ray_address is not None:
+        check_ray_address(ray_address)
+        if engine is not Engine.FLOWER:
+            raise ConfigError("--ray-address: is for --engine flower; leave it out, or add --engine flower")
     plan = load(study)
     console = Console(stderr=True)
     progress = Progress(
@@ -92,11 +104,13 @@ def run(
     )
     with _interruption() as asked, progress:
         bar = progress.add_task("reading sites", total=None)
+        rounds: dict[str, int] = {}
 
         def watch(key: str, aggregator: Aggregator) -> None:
             state = aggregator.state
             loss = f", loss {state.losses[-1]:.4f}" if state.losses else ""
-            progress.update(bar, advance=1, description=f"{key}: round {state.round}{loss}")
+            rounds[key] = state.round
+            progress.update(bar, completed=sum(rounds.values()), description=f"{key}: round {state.round}{loss}")
 
         options = Options(
             sites=sites,
@@ -111,6 +125,9 @@ def run(
             interrupted=lambda: asked[0],
             announce=lambda rounds: progress.update(bar, total=rounds),
             command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
+            engine=engine,
+            ray_address=ray_address,
+            environment=dict(os.environ),
         )
         result = run_study(plan, options)
     print(headline(result))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,12 +17,24 @@ from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, SurvivalTask
+from oncofed_shared.plan import Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.loopback import FakeClock, Tap, drive
 from oncofed_simulations.pooled import PooledSource
 
-__all__ = ["POOLED", "Consortium", "Run", "SparseTables", "could_train", "folder_settings", "open_site"]
+__all__ = [
+    "POOLED",
+    "Consortium",
+    "KeptRun",
+    "Run",
+    "SparseTables",
+    "baseline_plan",
+    "could_train",
+    "federated_roster",
+    "folder_settings",
+    "keeper",
+    "open_site",
+]
 
 POOLED = "all sites pooled"
 SNAPSHOT_SECONDS = 5.0
@@ -40,6 +52,15 @@ def folder_settings(folder: Path, plan: Plan) -> SiteSettings:
     return settings_from_study(plan.simulation.site, folder)
 
 
+def baseline_plan(plan: Plan) -> Plan:
+    """The plan of a model that one cohort trains, pooled or alone: there is nobody to choose from, and no layer is another's."""
+    plain = {"local": (), "participation": 1.0, "minimum_sites": 1}
+    if plan.strategy.model_copy(update=plain) == plan.strategy:
+        return plan
+    content = plan.model_dump(mode="json")
+    return parse({**content, "strategy": content["strategy"] | plain})
+
+
 def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | None) -> Site:
     """A hospital's folder as a simulated site that has approved the plan.
 
@@ -50,7 +71,8 @@ def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | No
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    return Site(source, {plan.hash: plan}, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed)
+    plans = {p.hash: p for p in (plan, baseline_plan(plan))}
+    return Site(source, plans, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -79,9 +101,13 @@ class Run:
     """A finished training run.
 
     Attributes:
+        plan: of this run; a baseline's may differ from the study's, see `baseline_plan`.
+        session: the sites' name for it.
         state: the aggregator's last state, its tables taken out.
     """
 
+    plan: Plan
+    session: str
     trial: Trial
     state: State
     tables: SparseTables
@@ -118,63 +144,117 @@ class Consortium:
 
     def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
-        names = tuple(self.sites)
-        roster = Roster(trainers=names, evaluators=names, externals=tuple(self.externals))
-        return self._run(arm, roster, trial, self.sites | self.externals, curves=arm == "federated")
+        roster = federated_roster(self.sites, self.externals)
+        curves = arm == "federated"
+        return self._run(arm, self.plan, roster, trial, self.sites | self.externals, curves=curves)
 
     def pooled(self, trial: Trial) -> Run:
         """The same network and code, with one site that has everybody's patients."""
         source = PooledSource([s.source for s in self.sites.values()], POOLED)
-        seed = self.plan.simulation.noise_seed
-        whole = Site(source, {self.plan.hash: self.plan}, minimum_cohort=1, noise_seed=seed)
+        plan = baseline_plan(self.plan)
+        seed = plan.simulation.noise_seed
+        whole = Site(source, {plan.hash: plan}, minimum_cohort=1, noise_seed=seed)
         roster = Roster(trainers=(POOLED,), evaluators=tuple(self.sites), externals=tuple(self.externals))
         members = {POOLED: whole} | self.sites | self.externals
-        return self._run("pooled", roster, trial, members, curves=False)
+        return self._run("pooled", plan, roster, trial, members, curves=False)
 
     def alone(self, name: str, trial: Trial) -> Run:
         """One site's own model, scored at every site."""
         roster = Roster(trainers=(name,), evaluators=tuple(self.sites))
-        return self._run(f"alone-{name}", roster, trial, self.sites, curves=False)
+        return self._run(f"alone-{name}", baseline_plan(self.plan), roster, trial, self.sites, curves=False)
 
-    def _run(self, arm: str, roster: Roster, trial: Trial, members: Mapping[str, Site], *, curves: bool) -> Run:
-        key = f"{arm}.{'resplit' if trial.resplit else 'seed'}{trial.seed}"
-        key += f".fold{trial.fold}" if trial.fold >= 0 else ""
-        path = self.store / f"{key}.safetensors"
-        state = load_state(path, self.plan) if path.exists() else None
-        aggregator = Aggregator(
-            self.plan, roster, trial, session=f"{self.plan.hash[:16]}/{key}", curves=curves, state=state
-        )
+    def _run(
+        self, arm: str, plan: Plan, roster: Roster, trial: Trial, members: Mapping[str, Site], *, curves: bool
+    ) -> Run:
+        kept = KeptRun.open(plan, self.store, arm, roster, trial, curves=curves)
         drive(
-            aggregator,
+            kept.aggregator,
             members,
             clock=FakeClock(),
             tap=self.tap,
-            after_step=self._keeper(key, path),
+            after_step=keeper(kept, self.watch, self.interrupted),
         )
-        final = aggregator.state
+        kept.close()
+        final = kept.aggregator.state
+        return Run(
+            plan=plan,
+            session=kept.aggregator.session,
+            trial=trial,
+            state=replace(final, tables={}),
+            tables=SparseTables(final.tables),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRun:
+    """A training run and the file that it goes on from, whichever engine drives it.
+
+    Attributes:
+        found: it was finished already when it was opened.
+    """
+
+    key: str
+    path: Path
+    aggregator: Aggregator
+    found: bool
+
+    @staticmethod
+    def place(store: Path, arm: str, trial: Trial) -> tuple[str, Path]:
+        """A run's name and its file."""
+        key = f"{arm}.{'resplit' if trial.resplit else 'seed'}{trial.seed}"
+        key += f".fold{trial.fold}" if trial.fold >= 0 else ""
+        return key, store / f"{key}.safetensors"
+
+    @staticmethod
+    def open(plan: Plan, store: Path, arm: str, roster: Roster, trial: Trial, *, curves: bool) -> KeptRun:
+        """A new run, or one that goes on from its snapshot in `store`."""
+        key, path = KeptRun.place(store, arm, trial)
+        state = load_state(path, plan) if path.exists() else None
+        session = f"{plan.hash[:16]}/{key}"
+        aggregator = Aggregator(plan, roster, trial, session=session, curves=curves, state=state)
+        return KeptRun(key=key, path=path, aggregator=aggregator, found=aggregator.state.phase is Phase.DONE)
+
+    def close(self) -> None:
+        """Keep a finished run.
+
+        Raises:
+            RemoteProtocolError: it has failed.
+        """
+        final = self.aggregator.state
         if final.phase is Phase.FAILED:
-            raise RemoteProtocolError(f"{key}: the run failed: {final.why}", code="failed")
-        if state is None or state.phase is not Phase.DONE:
-            save_state(path, final)
-        return Run(trial=trial, state=replace(final, tables={}), tables=SparseTables(final.tables))
+            raise RemoteProtocolError(f"{self.key}: the run failed: {final.why}", code="failed")
+        if not self.found:
+            save_state(self.path, final)
 
-    def _keeper(self, key: str, path: Path) -> Callable[[Aggregator], None]:
-        last = time.monotonic()
-        seen = -1
 
-        def keep(aggregator: Aggregator) -> None:
-            nonlocal last, seen
-            state = aggregator.state
-            between = state.phase is Phase.TRAIN and state.total is None and state.round != seen
-            if not between:
-                return
-            seen = state.round
-            self.watch(key, aggregator)
-            stop = self.interrupted()
-            if stop or time.monotonic() - last > SNAPSHOT_SECONDS:
-                save_state(path, state)
-                last = time.monotonic()
-            if stop:
-                raise Interrupted(f"stopped in round {state.round} of {key}; --resume goes on from there")
+def federated_roster(sites: Iterable[str], externals: Iterable[str]) -> Roster:
+    """All sites together."""
+    names = tuple(sites)
+    return Roster(trainers=names, evaluators=names, externals=tuple(externals))
 
-        return keep
+
+def keeper(
+    kept: KeptRun, watch: Callable[[str, Aggregator], None], interrupted: Callable[[], bool]
+) -> Callable[[Aggregator], None]:
+    """What happens between two rounds: the run is watched, now and then saved, and stopped if a person wants that."""
+    last = time.monotonic()
+    seen = -1
+
+    def keep(aggregator: Aggregator) -> None:
+        nonlocal last, seen
+        state = aggregator.state
+        between = state.phase is Phase.TRAIN and state.total is None and state.round != seen
+        if not between:
+            return
+        seen = state.round
+        watch(kept.key, aggregator)
+        stop = interrupted()
+        # A site's memory reaches one round back; the aggregator must not fall behind further than that.
+        every = aggregator.plan.strategy.site_memory
+        if stop or every or time.monotonic() - last > SNAPSHOT_SECONDS:
+            save_state(kept.path, state)
+            last = time.monotonic()
+        if stop:
+            raise Interrupted(f"stopped in round {state.round} of {kept.key}; --resume goes on from there")
+
+    return keep

@@ -12,7 +12,9 @@ from sksurv.metrics import concordance_index_censored
 
 from oncofed_client.site import Site, training_set
 from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_shared.layers import load_parameters
 from oncofed_shared.losses import predict
+from oncofed_shared.messages import Head
 from oncofed_shared.metrics import truncate
 from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SurvivalTask
@@ -24,16 +26,19 @@ Values = NDArray[np.float64]
 Scored = dict[str, tuple[list[Values], list[Values]]]
 
 
-def _score(plan: Plan, sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
-    """Append predictions and labels of a run's test patients, per task."""
-    preparation = run.state.preparation
+def _score(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
+    """Append predictions and labels of a run's test patients, per task; a site with layers of its own is scored with them."""
+    plan, preparation = run.plan, run.state.preparation
     if preparation is None:
         return
+    head = Head(session=run.session, step=0, attempt=0, plan_hash=plan.hash, trial=run.trial)
     network = build(plan, preparation.columns, seed=0)
     aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), run.trial, session="", state=run.state)
-    network.load_state_dict({n: torch.from_numpy(a) for n, a in aggregator.parameters().items()})
+    parameters = aggregator.parameters()
     network.eval()
     for site in (s for n, s in sites.items() if n not in run.state.excluded):
+        kept = site.memories.of(head).after if plan.strategy.local else {}
+        load_parameters(network, parameters | {n: a for n, a in kept.items() if n in parameters})
         cohort = site.source.cohort(plan)
         rows = site.source.split(plan, cohort, run.trial) == 2
         data = training_set(plan, preparation, cohort, rows)
@@ -78,7 +83,7 @@ def exact_numbers(plan: Plan, sites: Mapping[str, Site], runs: Sequence[Sequence
     for per_seed in runs:
         scored: Scored = {}
         for run in per_seed:
-            _score(plan, sites, run, scored)
+            _score(sites, run, scored)
         for task, (predictions, labels) in scored.items():
             found = _numbers(plan, task, np.concatenate(predictions), np.concatenate(labels))
             for metric, value in found.items():

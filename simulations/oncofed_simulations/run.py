@@ -2,31 +2,43 @@
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from oncofed_client.site import Site
+from oncofed_client.source import FolderSource
 from oncofed_server.aggregator import Aggregator, Roster
 from oncofed_server.report import headline, write_report
 from oncofed_shared.errors import ConfigError, OncofedError, StorageError
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_arrays, write_whole
 from oncofed_simulations.consortium import Consortium, Run, folder_settings, open_site
+from oncofed_simulations.flower_engine import FlowerEngine
+from oncofed_simulations.flower_job import Member
 from oncofed_simulations.folders import site_folders
+from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.loopback import Tap
 from oncofed_simulations.study import Study
 from oncofed_simulations.synthetic import CohortSettings, read_settings, write_cohort
 
-__all__ = ["Options", "run_study"]
+__all__ = ["Engine", "Options", "run_study"]
 
 PRODUCTS = ("model.safetensors", "result.json", "report.html", "manifest.json")
 LEFTOVERS = (".*.json.*", ".*.html.*", ".*.safetensors.*", ".*.txt.*", ".cohort-*.partial")
 """What a killed run may leave: files that were not yet whole."""
+
+
+class Engine(enum.StrEnum):
+    """What drives the federated runs; the model has the same bytes."""
+
+    LOOPBACK = "loopback"
+    FLOWER = "flower"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +48,10 @@ class Options:
     Attributes:
         watch: called after every round with the run's key, the number of runs and the aggregator.
         interrupted: whether to stop between two rounds.
-        tap: sees every byte over a site's boundary.
+        tap: sees every byte over a site's boundary in this process.
+        engine: what runs the federated trials.
+        ray_address: HOST:PORT of a Ray cluster, for Flower's engine.
+        environment: of the processes that Flower's engine starts.
     """
 
     sites: Path | None
@@ -52,6 +67,9 @@ class Options:
     announce: Callable[[int], None] = lambda rounds: None
     tap: Tap = lambda direction, site, content: None
     command: str = ""
+    engine: Engine = Engine.LOOPBACK
+    ray_address: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_study(plan: Plan, options: Options) -> dict[str, Any]:
@@ -86,10 +104,13 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
     # Only now is it sure that the run can begin: until here an earlier run's results stay.
     _remove_products(options.out)
     options.announce(study.rounds())
+    if options.engine is Engine.FLOWER:
+        _by_flower(plan, options, consortium).run(study.federated_trials())
     try:
         released, result = study.train()
     finally:
-        _write_journals(options.out, consortium)
+        for site in (sites | externals).values():
+            keep_journal(site)
     result["command"] = options.command
     result["seconds"] = round(time.monotonic() - started, 3)
     try:
@@ -97,8 +118,29 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
     except OncofedError:
         _remove_products(options.out)
         raise
-    shutil.rmtree(options.out / "progress", ignore_errors=True)
+    for name in ("progress", "flower"):
+        shutil.rmtree(options.out / name, ignore_errors=True)
     return result
+
+
+def _by_flower(plan: Plan, options: Options, consortium: Consortium) -> FlowerEngine:
+    """Flower's engine over the same hospitals; what it has finished, the consortium finds in its store."""
+    members = [
+        Member(name=name, folder=str(site.source.folder.resolve()), state=str(site.state.resolve()), external=external)
+        for group, external in ((consortium.sites, False), (consortium.externals, True))
+        for name, site in group.items()
+        if isinstance(site.source, FolderSource) and site.state is not None
+    ]
+    return FlowerEngine(
+        plan=plan,
+        members=tuple(members),
+        minimum=options.min_patients,
+        out=options.out,
+        environment=options.environment,
+        ray_address=options.ray_address,
+        interrupted=options.interrupted,
+        watch=options.watch,
+    )
 
 
 def _mark(plan: Plan, options: Options) -> bytes:
@@ -144,7 +186,7 @@ def _claim(plan: Plan, options: Options) -> None:
             else:
                 path.unlink(missing_ok=True)
     if not options.resume:
-        for name in ("progress", "sites", "cohort"):
+        for name in ("progress", "sites", "cohort", "flower"):
             shutil.rmtree(out / name, ignore_errors=True)
         write_whole(out / "plan.json", _mark(plan, options))
 
@@ -225,11 +267,3 @@ def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) 
         "headline": headline(result),
     }
     write_whole(out / "manifest.json", dump_json(manifest))
-
-
-def _write_journals(out: Path, consortium: Consortium) -> None:
-    """What a site said no to, and why, into that site's own folder."""
-    for name, site in (consortium.sites | consortium.externals).items():
-        if site.journal:
-            text = "\n".join(site.journal) + "\n"
-            write_whole(out / "sites" / name / "journal.txt", text.encode())

@@ -89,6 +89,15 @@ class Study:
         count = self.plan.evaluation.resplits
         return [[Trial(seed=RESPLIT_SEEDS + i, resplit=True)] for i in range(count)]
 
+    def federated_trials(self) -> list[Trial]:
+        """Every trial that all sites train together, the released one first: what another engine can run beforehand."""
+        trials = [trial for per_seed in (*self._trials(), *self._resplit_trials()) for trial in per_seed]
+        return [*([self._everybody()] if self.plan.evaluation.folds else []), *trials]
+
+    def _everybody(self) -> Trial:
+        """No fold is number k of k: the released model has learned from everybody."""
+        return Trial(seed=self.seeds[0], fold=self.plan.evaluation.folds or 0)
+
     def rounds(self) -> int:
         """Rounds of all runs together, for the progress display."""
         per_seed, resplits = len(self.folds) * len(self.seeds), self.plan.evaluation.resplits
@@ -107,8 +116,7 @@ class Study:
         federated = _each(consortium.federated, self._trials())
         released = federated[0][0]
         if plan.evaluation.folds:
-            # No fold is number k of k: the released model has learned from everybody.
-            released = consortium.federated(Trial(seed=self.seeds[0], fold=plan.evaluation.folds))
+            released = consortium.federated(self._everybody())
         runs = {"federated": federated}
         arms: dict[str, Numbers] = {}
         if self.baselines:
@@ -206,9 +214,14 @@ class Study:
                 "bytes_up": cost.bytes_up,
                 "bytes_down": cost.bytes_down,
                 "validation": {},
+                "divergence": None,
             }
             if run.trial.fold >= 0:
                 entry["fold"] = run.trial.fold
+            if (apart := run.state.divergence[i - 1]) is not None:
+                entry["divergence"] = {"mean": apart.mean, "max": apart.max}
+            if run.state.participants:
+                entry["participants"] = list(run.state.participants[i - 1])
             table = run.state.validation.get(i)
             if table is not None:
                 whole = split_vector(self.plan, table, subgroups=False)[WHOLE]

@@ -217,6 +217,7 @@ BAD: dict[str, bytes] = {
     "a text of 4 billion": b"\xdb\xff\xff\xff\xff",
     "an array of 4 billion bytes": b"\xc9\xff\xff\xff\xff\x01",
     "a million empty maps": b"\xdd" + (1_100_000).to_bytes(4, "big") + b"\x80" * 1_100_000,
+    "lists of empty maps": b"\x98" + 8 * (b"\xdd" + (150_000).to_bytes(4, "big") + b"\x80" * 150_000),
     "nothing": b"",
 }
 

@@ -13,12 +13,13 @@ from oncofed_client.cohort import read_cohort
 from oncofed_client.settings import load_settings, settings_from_study
 from oncofed_shared.network import token_columns
 from oncofed_shared.plan import Plan, SplitColumn, SurvivalTask, compile_pattern, load, parse
+from oncofed_shared.rules import RULES
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
 ROOT = Path(__file__).resolve().parents[3]
-STUDIES = sorted((ROOT / "simulations" / "studies").glob("*.toml"))
+STUDIES = sorted((ROOT / "simulations" / "studies").rglob("*.toml"))
 REAL = ROOT / ".." / "shared" / "data"
 needs_real_data = pytest.mark.skipif(not REAL.is_dir(), reason="the real hospitals' tables are absent: ../shared/data")
 
@@ -93,6 +94,7 @@ def reordered(content: Any) -> Any:
 def test_every_study_loads_and_its_hash_does_not_depend_on_key_order(path: Path) -> None:
     plan = load(path)
     content = {"main_task": plan.main_task, **tomllib.loads(path.read_text(encoding="utf-8"))}
+    content["evaluation"] |= {"main_reference": plan.evaluation.main_reference}
     assert parse(reordered(content)).hash == plan.hash
     assert parse({**content, "simulation": {}}).hash == plan.hash
     rounds = {**content["training"], "rounds": content["training"]["rounds"] + 1}
@@ -125,6 +127,17 @@ def test_demo_reads_its_own_cohort(tmp_path: Path) -> None:
     assert set(plan.tasks) == {"survival", "response"}
 
 
+def test_the_comparison_of_rules_differs_in_nothing_but_the_rule_and_its_steps() -> None:
+    whole = study("fed_tcga_brca").model_dump(exclude={"study": {"name"}, "training": True, "strategy": True})
+    rules = {p.stem.removeprefix("fed_tcga_brca_"): load(p) for p in STUDIES if p.parent.name == "strategies"}
+    assert set(rules) == set(RULES)
+    for name, plan in rules.items():
+        assert plan.strategy.name == name
+        assert plan.model_dump(exclude={"study": {"name"}, "training": True, "strategy": True}) == whole
+        # As many gradients of a site in each: rounds x local steps, or half of it.
+        assert plan.training.rounds * plan.training.local_steps in {150, 300}
+
+
 @needs_real_data
 def test_fed_tcga_brca_reads_the_39_clinical_columns_and_the_published_split(
     tmp_path: Path,
@@ -133,8 +146,9 @@ def test_fed_tcga_brca_reads_the_39_clinical_columns_and_the_published_split(
     import_flamby(REAL / "fed_tcga_brca", tmp_path / "sites")
     tables = headers(tmp_path / "sites", {"clinical": "clinical.csv", "split": "split.csv"})
     read = judge(plan, tables)
-    assert len(read["clinical"]) == 39
-    assert set(read["clinical"]) == tables["clinical"] - {"patient_id", "E", "T"}
+    columns = [c for names in read.values() for c in names]
+    assert len(columns) == 39
+    assert set(columns) == tables["clinical"] - {"patient_id", "E", "T"}
     split = plan.evaluation.split
     assert isinstance(split, SplitColumn)
     assert split.column in tables[split.table or ""]
