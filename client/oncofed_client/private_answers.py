@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet
+from oncofed_client.rounds import LocalUpdate
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
-from oncofed_shared.layout import Layout, fingerprint
+from oncofed_shared.layout import fingerprint
 from oncofed_shared.messages import Evaluate, Request, Summarise, Train, Update
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan, SitePrivacy
-from oncofed_shared.ring import encode_update
 
 __all__ = ["PrivateTrainer", "guard"]
 
@@ -86,12 +86,19 @@ class PrivateTrainer:
             Mechanism.for_plan(plan, self.site)
             check_private(plan, network, width=width)
 
-    def answer(self, plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, request: Train) -> Update:
-        """One round's noised update.
+    def again(self, request: Train) -> Update | None:
+        """The answer of a round that was given already, if this is the same request once more."""
+        last = self._last
+        if last is None or (last.session, last.digest) != (request.head.session, _digest(request)):
+            return None
+        return replace(last.update, head=request.head)
+
+    def begin(self, plan: Plan, request: Train) -> LocalUpdate:
+        """A round's noised training, to be run once.
 
         Guarantees:
-            - A round is noised once: asked again with the same request, the site gives the same ring elements.
-            - It answers at most the plan's rounds in a session, each at most once.
+            - A site answers at most the plan's rounds in a session, each at most once; what fails on the way is not drawn a
+              second time.
 
         Raises:
             RemoteProtocolError: a round that the plan does not have, or one that is over.
@@ -101,29 +108,26 @@ class PrivateTrainer:
         from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
 
         session = request.head.session
-        digest = hashlib.sha256(f"{request.round}|{fingerprint(request.parameters)}".encode()).hexdigest()
-        last = self._last
-        if last is not None and (last.session, last.digest) == (session, digest):
-            return replace(last.update, head=request.head)
         if not self.rounds.get(session, 0) < request.round <= plan.training.rounds:
             raise RemoteProtocolError("this round is not the plan's, or was answered before", code="round-is-over")
-        # Noted before anything is computed: what fails on the way is not drawn a second time.
+        mechanism = Mechanism.for_plan(plan, self.site)
         self.rounds[session] = request.round
-        label = f"{request.head.trial}|{self.site}|{request.round}"
-        random = (
-            Randomness.from_os() if self.noise_seed is None else Randomness.repeatable(f"{self.noise_seed}|{label}")
-        )
-        total = private_update(
-            plan,
-            network,
-            layout,
-            data,
-            request.parameters,
-            mechanism=Mechanism.for_plan(plan, self.site),
-            random=random,
-            key=label,
-        )
-        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
-        update = Update(head=request.head, site=self.site, vector=vector)
-        self._last = _Answer(session=session, digest=digest, update=update)
+        if self.noise_seed is None:
+            random = Randomness.from_os()
+        else:
+            random = Randomness.repeatable(f"{self.noise_seed}|{request.head.trial}|{self.site}|{request.round}")
+        return partial(private_update, mechanism=mechanism, random=random)
+
+    def done(self, request: Train, update: Update) -> Update:
+        """Keep a round's answer.
+
+        Guarantees:
+            - Asked again with the same request, the site gives the same ring elements.
+        """
+        self._last = _Answer(session=request.head.session, digest=_digest(request), update=update)
         return update
+
+
+def _digest(request: Train) -> str:
+    content = f"{request.head.plan_hash}|{request.head.trial}|{request.round}|{fingerprint(request.parameters)}|"
+    return hashlib.sha256(content.encode() + request.control.tobytes()).hexdigest()

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor
 
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet, penalties
+from oncofed_client.training import TrainingSet, optimiser_step, seeded_dropout, strengths
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import Target, patient_losses, targets
@@ -43,7 +42,7 @@ class Hooked:
     """A network with Opacus's hooks, which leave a gradient per patient in each parameter's `grad_sample`.
 
     Attributes:
-        weights: its parameters in order; walking the modules for them costs as much as a small step.
+        weights: its parameters by name, as in a layout; walking the modules for them costs as much as a small step.
     """
 
     module: GradSampleModule
@@ -58,13 +57,14 @@ class Hooked:
 @contextmanager
 def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
     """Put the hooks on, and take them off at the end."""
+    if not network.training:
+        network.train()
     module = GradSampleModule(network, loss_reduction="sum", strict=True)
-    module.train()
     try:
         with warnings.catch_warnings():
             # They stand on modules that read data, which has no gradient: nothing is lost.
             warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Hooked(module=module, weights=tuple(module.parameters()))
+            yield Hooked(module=module, weights=tuple(network.named.values()))
     finally:
         module.to_standard_module()
 
@@ -82,7 +82,7 @@ def sample(random: Randomness, mechanism: Mechanism, patients: int) -> Tensor:
 
 
 def clipped_sum(hooked: Hooked, plan: Plan, batch: TrainingSet, bound: float, loss: Loss) -> Tensor:
-    """Sum over patients of their clipped gradients, (parameters,) float64, parameters in the network's order.
+    """Sum over patients of their clipped gradients, (parameters,) float64, in the order of the layout.
 
     Guarantees:
         - A patient's gradient over all parameters together is shortened to `bound` where it is longer, and unchanged otherwise.
@@ -123,15 +123,18 @@ def private_update(
     mechanism: Mechanism,
     random: Randomness,
     key: str,
+    terms: Sequence[Callable[[Tensor], Tensor]] = (),
     loss: Loss = patient_losses,
 ) -> NDArray[np.float64]:
-    """Train from `parameters` for the plan's local steps, each of them noised.
+    """Train from `parameters` for the plan's local steps, each of them noised: `local_update` under a private plan.
 
     Args:
         network: scratch network of the plan's shape; its parameters are overwritten.
+        layout: of all parameters.
         mechanism: what this site does under the plan.
         random: draws samples and noise.
         key: session, site and round; decides dropout, which is public.
+        terms: what an aggregation rule adds to the gradient, from parameters and earlier noised updates alone.
 
     Returns:
         (parameters + 2,): public count x change of each parameter, the public count, and 0: losses stay at the site.
@@ -141,39 +144,20 @@ def private_update(
         - An empty sample is a step: noise alone.
         - The divisor and the weight are constants of the plan.
     """
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            parameter.copy_(torch.from_numpy(parameters[name].copy()))
-    optimiser, penalised = _optimiser(plan, network), penalties(plan, network)
-    with torch.random.fork_rng(devices=[]), per_patient(network) as hooked:
-        torch.manual_seed(zlib.crc32(f"dropout|{key}".encode()))
+    before, weights = layout.flatten(parameters), network.vector
+    weights.copy_(torch.from_numpy(before))
+    step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
+    with seeded_dropout(plan, f"dropout|{key}"), per_patient(network) as hooked:
         for _ in range(plan.training.local_steps):
             batch = data.rows(sample(random, mechanism, len(data)))
             total = clipped_sum(hooked, plan, batch, mechanism.clip_to, loss)
             total += mechanism.noise_scale * torch.from_numpy(random.normals(len(total)))
-            _set_gradient(hooked.weights, total / mechanism.expected_batch)
-            with torch.no_grad():
-                for weight, decay, l1 in penalised:
-                    if weight.grad is not None:
-                        weight.grad += decay * weight + l1 * weight.sign()
-            optimiser.step()
-    after = {n: p.detach().numpy() for n, p in network.named_parameters()}
-    change = (layout.flatten(after) - layout.flatten(parameters)) * mechanism.patients
+            gradient = (total / mechanism.expected_batch).to(weights.dtype) + decay * weights + l1 * weights.sign()
+            for term in terms:
+                gradient = gradient + term(weights)
+            step(gradient)
+    change = (weights.numpy().astype(np.float64) - before) * mechanism.patients
     return np.concatenate([change, [mechanism.patients, 0.0]])
-
-
-def _optimiser(plan: Plan, network: FusionNetwork) -> torch.optim.Optimizer:
-    """The site's optimiser, without a memory of earlier rounds; it sees nothing but noised gradients."""
-    training = plan.training
-    if training.optimiser == "adam":
-        return torch.optim.Adam(network.parameters(), lr=training.rate)
-    return torch.optim.SGD(network.parameters(), lr=training.rate, momentum=training.momentum)
-
-
-def _set_gradient(weights: tuple[torch.nn.Parameter, ...], gradient: Tensor) -> None:
-    parts = torch.split(gradient, [w.numel() for w in weights])
-    for weight, part in zip(weights, parts, strict=True):
-        weight.grad = part.view_as(weight).to(weight.dtype)
 
 
 def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss = patient_losses) -> None:

@@ -18,9 +18,11 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["CONTROL", "Term", "check_control", "fair", "train_round"]
+__all__ = ["CONTROL", "LocalUpdate", "Term", "check_control", "fair", "train_round"]
 
 Flat = NDArray[np.float64]
+LocalUpdate = Callable[..., Flat]
+"""`local_update`, or what a private plan has in its place; they take the same arguments."""
 Term = Callable[[Tensor], Tensor]
 """From the network's current parameters to what is added to their gradient; vectors in the order of the whole layout."""
 
@@ -95,6 +97,7 @@ def train_round(
     control: Flat,
     kept: Arrays,
     key: str,
+    update: LocalUpdate = local_update,
 ) -> tuple[Flat, Arrays]:
     """Train one round as the plan's rule wants it.
 
@@ -105,6 +108,7 @@ def train_round(
         control: SCAFFOLD's c, (shared,), or empty.
         kept: what this site held when the round began.
         key: decides batches and dropout.
+        update: how a site trains.
 
     Returns:
         - (shared + extra + 2,): patients x change, what the rule appends, patients, sum of losses.
@@ -116,10 +120,11 @@ def train_round(
     loss = _mean_loss(plan, network, data, parameters) if weighs else 0.0
     shared = np.concatenate([np.full(int(np.prod(s)), n in layout.shapes) for n, s in whole.shapes.items()])
     terms = _terms(plan, whole, shared, parameters, control - own)
-    total = local_update(plan, network, whole, data, parameters, key=key, terms=terms)
+    total = update(plan, network, whole, data, parameters, key=key, terms=terms)
     total = np.concatenate([total[:-2][shared], total[-2:]])
     after = dict(kept)
-    if len(data) > 0:
+    # Under a private plan noise trains the layers of an empty site too: that it is empty must not show.
+    if len(data) > 0 or plan.privacy.noise != "none":
         after |= {n: p.detach().numpy().copy() for n, p in network.named.items() if n not in layout.shapes}
         if rule.name == "scaffold":
             # Option II: c_i+ = c_i - c + (x - y_i) / (K eta).

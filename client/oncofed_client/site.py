@@ -20,7 +20,7 @@ from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
 from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.rounds import check_control, train_round
-from oncofed_client.training import TrainingSet
+from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
@@ -136,8 +136,8 @@ class Site:
         self.minimum_cohort = minimum_cohort
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
-        self.memories = Memories(None if state is None else state / "sessions")
         self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
+        self.memories = Memories(None if state is None else state / "sessions")
         self._admitted: set[str] = set()
 
     @property
@@ -304,15 +304,15 @@ class Site:
     def _train(self, request: Train) -> Update:
         head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
-        check_control(session.plan, session.layout, request.control)
-        plan, network = session.plan, session.network
+        plan, private = session.plan, session.plan.privacy.noise != "none"
+        check_control(plan, session.layout, request.control)
+        if private and (given := self.private.again(request)) is not None:
+            return given
         _, data = self._data(session, head.trial, "train")
-        if plan.privacy.noise != "none":
-            return self.private.answer(plan, network, session.layout, data, request)
         kept = self.memories.of(head).at(request.round) if plan.strategy.site_memory else {}
         total, after = train_round(
             plan,
-            network,
+            session.network,
             data,
             session.complete(request.parameters, kept),
             whole=session.whole,
@@ -320,11 +320,13 @@ class Site:
             control=request.control,
             kept=kept,
             key=f"{head.trial}|{self.name}|{request.round}",
+            update=self.private.begin(plan, request) if private else local_update,
         )
-        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
         if plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        return Update(head=head, site=self.name, vector=vector)
+        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
+        update = Update(head=head, site=self.name, vector=vector)
+        return self.private.done(request, update) if private else update
 
     def _evaluate(self, request: Evaluate) -> Tables:
         session = self._session(request.head)

@@ -19,7 +19,7 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["TrainingSet", "local_update", "penalties"]
+__all__ = ["TrainingSet", "local_update", "optimiser_step", "penalties", "seeded_dropout", "strengths"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def _batches(plan: Plan, data: TrainingSet, key: str) -> Iterator[TrainingSet]:
         order = order[training.batch :]
 
 
-def _optimiser(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
+def optimiser_step(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
     """The plan's rule as a function of the gradient that changes the weights, (size,) both."""
     training = plan.training
     if training.optimiser == "adam":
@@ -108,7 +108,7 @@ def _optimiser(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
 _STRENGTHS: WeakKeyDictionary[FusionNetwork, tuple[str, Tensor, Tensor]] = WeakKeyDictionary()
 
 
-def _strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
+def strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
     """L2 and L1 strength of each coordinate of `network.vector`; worked out once per network."""
     kept = _STRENGTHS.get(network)
     if kept is None or kept[0] != plan.hash or kept[1].dtype != network.vector.dtype:
@@ -121,7 +121,7 @@ def _strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _dropout(plan: Plan, key: str) -> Iterator[None]:
+def seeded_dropout(plan: Plan, key: str) -> Iterator[None]:
     """Draw the same dropout masks wherever the key is the same, and leave the process's own generator as it was."""
     training = plan.training
     if not training.dropout and not training.input_dropout:
@@ -163,9 +163,9 @@ def local_update(
     if not network.training:
         network.train()
     leaves = list(network.named.values())
-    step, (decay, l1) = _optimiser(plan, weights), _strengths(plan, network)
+    step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
     first_loss = None
-    with _dropout(plan, f"dropout|{key}"):
+    with seeded_dropout(plan, f"dropout|{key}"):
         for batch in _batches(plan, data, key):
             mean = patient_losses(plan, network(batch.values, batch.seen), batch.goals).sum() / len(batch)
             gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)

@@ -317,7 +317,7 @@ class Aggregator:
             if len(members) < least:
                 why = f"{len(members)} sites are left, and strategy.minimum_sites is {least}"
                 return self._fail(f"{why}: {self._reasons()}")
-            able = tuple(m for m in members if self.state.descriptions[m].parts["train"]) or members
+            able = tuple(m for m in members if self._training_patients(m)) or members
             members = members if self.plan.strategy.participation == 1 else able
             members = chosen(self.plan.strategy, self.trial, self.state.round, members)
         self.state = replace(
@@ -542,10 +542,15 @@ class Aggregator:
 
     def _population(self, patients: float) -> float:
         """Training patients of all trainers, as they described themselves; never fewer than have just answered."""
-        described = (
-            self.state.descriptions[t].parts["train"] for t in self.roster.trainers if t in self.state.descriptions
-        )
-        return max(float(sum(described)), patients)
+        trainers = [t for t in self.roster.trainers if t in self.state.descriptions]
+        return max(float(sum(self._training_patients(t) for t in trainers)), patients)
+
+    def _training_patients(self, site: str) -> int:
+        """How many a site has; under a private plan the public number, for the true one is never sent."""
+        privacy = self.plan.privacy
+        if isinstance(privacy, SitePrivacy):
+            return privacy.patients.get(site, 0)
+        return self.state.descriptions[site].parts["train"]
 
     # -- going on without a site ------------------------------------------------------------------------------------------------
 

@@ -628,14 +628,13 @@ class Plan(Frozen):
     @field_validator("privacy")
     @classmethod
     def _legal(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
+        problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
             if not found.legal:
                 what = f"{strategy.name} with local layers" if strategy.local else strategy.name
-                message = f".noise: '{privacy.noise}' cannot be combined with {what}: {found.why}"
-                raise ValueError(message)
-        problems = privacy_mistakes(privacy, info.data)
+                problems.append(f".noise: '{privacy.noise}' cannot be combined with {what}: {found.why}")
         if problems:
             raise ValueError("\n".join(problems))
         return privacy

@@ -16,11 +16,9 @@ from oncofed_shared.strict import Frozen
 if TYPE_CHECKING:
     from oncofed_shared.plan import Evaluation, Modality, Training
 
-__all__ = ["LINEAR_STRATEGIES", "NoPrivacy", "Privacy", "SitePrivacy", "privacy_mistakes"]
+__all__ = ["NoPrivacy", "Privacy", "SitePrivacy", "privacy_mistakes"]
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
-LINEAR_STRATEGIES = frozenset({"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"})
-"""Rules that need nothing of a site but its noised update: no loss, no second vector."""
 
 
 class NoPrivacy(Frozen):
@@ -112,7 +110,4 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy, plan: Mapping[str, Any]) 
         found += _training(plan["training"])
     if "evaluation" in plan:
         found += _evaluation(plan["evaluation"])
-    if "strategy" in plan and plan["strategy"].name not in LINEAR_STRATEGIES:
-        names = ", ".join(sorted(LINEAR_STRATEGIES))
-        found.append(f"/strategy.name: needs more of a site than its noised update; with privacy use one of {names}")
     return found

@@ -74,7 +74,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             parameters={"mu": 0.01},
             under=_under(
                 _SUM,
-                Verdict(legal=False, why="the private step adds no proximal term"),
+                Verdict(legal=True, why="the proximal term depends on parameters alone, not on a patient"),
                 Verdict(legal=True, why="at the first local step, the only one there, the proximal term is zero"),
             ),
         ),
@@ -84,7 +84,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             site_memory=True,
             under=_under(
                 Verdict(legal=True, why="the controls' change follows from the sum of updates; nothing more is sent"),
-                Verdict(legal=False, why="the private step adds no control to its gradients"),
+                Verdict(legal=True, why="a site's control is computed from its own noised update: post-processing"),
                 Verdict(
                     legal=False,
                     why="a site's control would be its gradient without noise, and enter the next update unclipped",
@@ -110,7 +110,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
 
 _LOCAL = {
     "secure sums": Verdict(legal=True, why="local layers are in no message"),
-    "site": Verdict(legal=False, why="the private step sends every layer that it trains"),
+    "site": Verdict(legal=True, why="local layers are trained by the same noised steps and are in no message"),
     "consortium": Verdict(
         legal=False,
         why="local layers would be trained without noise and change every patient's gradient at their site beyond its clip",

@@ -12,7 +12,7 @@ from oncofed_client.cohort import Cohort
 from oncofed_client.site import Site, Source
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, SitePrivacy, parse
-from oncofed_simulations.consortium import POOLED, Consortium
+from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan
 
 __all__ = ["AsPlanned", "pooled_like", "without_privacy"]
 
@@ -41,10 +41,11 @@ class AsPlanned:
 
 def _under(consortium: Consortium, plan: Plan) -> Consortium:
     """The same hospitals and patients under a changed plan."""
+    plans = {p.hash: p for p in (plan, baseline_plan(plan))}
 
     def sites(members: Mapping[str, Site]) -> dict[str, Site]:
         return {
-            name: Site(AsPlanned(site.source, consortium.plan), {plan.hash: plan}, minimum_cohort=1)
+            name: Site(AsPlanned(site.source, consortium.plan), plans, minimum_cohort=1)
             for name, site in members.items()
         }
 

@@ -145,14 +145,14 @@ class Consortium:
     def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
         roster = federated_roster(self.sites, self.externals)
-        members = self.sites | self.externals
-        return self._run(arm, self.plan, roster, trial, members, curves=arm == "federated")
+        curves = arm == "federated"
+        return self._run(arm, self.plan, roster, trial, self.sites | self.externals, curves=curves)
 
     def pooled(self, trial: Trial) -> Run:
         """The same network and code, with one site that has everybody's patients."""
         source = PooledSource([s.source for s in self.sites.values()], POOLED)
         plan = baseline_plan(self.plan)
-        seed = self.plan.simulation.noise_seed
+        seed = plan.simulation.noise_seed
         whole = Site(source, {plan.hash: plan}, minimum_cohort=1, noise_seed=seed)
         roster = Roster(trainers=(POOLED,), evaluators=tuple(self.sites), externals=tuple(self.externals))
         members = {POOLED: whole} | self.sites | self.externals

@@ -36,7 +36,7 @@ def _score(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
     aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), run.trial, session="", state=run.state)
     parameters = aggregator.parameters()
     network.eval()
-    for site in (s for n, s in sites.items() if n in run.tables and n not in run.state.excluded):
+    for site in (s for n, s in sites.items() if n not in run.state.excluded):
         kept = site.memories.of(head).after if plan.strategy.local else {}
         load_parameters(network, parameters | {n: a for n, a in kept.items() if n in parameters})
         cohort = site.source.cohort(plan)

@@ -11,7 +11,7 @@ from oncofed_client.private_training import check_private, clipped_sum, per_pati
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.losses import patient_losses
-from oncofed_shared.privacy import ROUNDING
+from oncofed_shared.privacy import Mechanism
 
 C = 0.1
 SHAPES = {
@@ -43,7 +43,7 @@ def rows(patients: TrainingSet, *chosen: int) -> TrainingSet:
     return patients.rows(torch.tensor(chosen, dtype=torch.long))
 
 
-def sum_of(hooked, case, batch, bound=C * (1 - ROUNDING)):
+def sum_of(hooked, case, batch, bound=C):
     return clipped_sum(hooked, case.plan, batch, bound, patient_losses)
 
 
@@ -52,12 +52,16 @@ def sum_of(hooked, case, batch, bound=C * (1 - ROUNDING)):
 def test_removing_any_one_of_64_patients_moves_the_sum_by_at_most_the_bound(make, shape, loss) -> None:
     case = make({**shape, **loss})
     everybody = range(64)
+    clip_to = Mechanism.for_plan(case.plan, "alpha").clip_to
     with per_patient(case.network) as hooked:
-        whole = sum_of(hooked, case, case.patients)
+        whole = sum_of(hooked, case, case.patients, clip_to)
         moved = [
-            float((whole - sum_of(hooked, case, rows(case.patients, *(j for j in everybody if j != i)))).norm())
+            float(
+                (whole - sum_of(hooked, case, rows(case.patients, *(j for j in everybody if j != i)), clip_to)).norm()
+            )
             for i in everybody
         ]
+    # What is charged: the clip norm itself, with nothing added for rounding.
     assert max(moved) <= C
     # The bound is one that patients reach: it is not kept because nothing happens.
     assert max(moved) > C * 0.999
@@ -73,7 +77,12 @@ def test_per_patient_gradients_are_those_of_one_by_one_autograd(make, shape, los
         one, network = rows(case.patients, i), copy.deepcopy(case.network)
         patient_losses(case.plan, network(one.values, one.seen), one.goals).sum().backward()
         alone.append(
-            torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in network.parameters()])
+            torch.cat(
+                [
+                    (torch.zeros_like(p) if p.grad is None else p.grad).flatten()
+                    for _, p in sorted(network.named_parameters())
+                ]
+            )
         )
     with per_patient(case.network) as hooked:
         # A bound that nobody reaches leaves gradients as they are.

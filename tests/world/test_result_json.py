@@ -69,12 +69,18 @@ class Spread(Part):
     per_fold: list[Number | None] | None = None
 
 
+class Divergence(Part):
+    mean: Annotated[float, Field(ge=0, le=1 + 1e-9)]
+    max: Annotated[float, Field(ge=1 - 1e-9)]
+
+
 class Round(Part):
     seed: int
     fold: int | None = None
     round: Annotated[int, Field(ge=1)]
     seconds: Number
     train_loss: Number
+    divergence: Divergence
     validation: dict[str, dict[str, Number | None]]
     bytes_up: Annotated[int, Field(gt=0)]
     bytes_down: Annotated[int, Field(gt=0)]
