@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -133,6 +134,36 @@ def test_a_run_over_flower_s_messages_is_the_run_over_function_calls(plan: Plan,
     )
     assert over.state.cost.seconds > 0
     assert seen[-1] is Phase.DONE
+
+
+def test_workers_that_take_turns_at_a_site_share_what_it_keeps(
+    study: Callable[..., Path], hospitals: Path, tmp_path: Path
+) -> None:
+    """SCAFFOLD's controls and local layers: what one worker has learned, the next one goes on from."""
+    rule = {"name": "scaffold", "local": ["tokenisers.*"]}
+    path = study(evaluation={"folds": None}, strategy=rule, momentum=0.0, dropout=0.0, rounds=5)
+    plan = load(path)
+
+    def opened(state: str) -> dict[str, Site]:
+        folders = site_folders(hospitals)
+        sites = [open_site(f, plan, state=tmp_path / state / f.name, minimum=None) for f in folders]
+        return {site.name: site for site in sites}
+
+    workers = itertools.cycle([opened("shared"), opened("shared")])
+    names = list(opened("shared"))
+    apps = {
+        i: relay(lambda _, n=n: lambda c: to_bytes(next(workers)[n].handle(from_bytes(c))), lambda _, n=n: n)
+        for i, n in enumerate(names)
+    }
+    grid = Nodes(apps)
+    over, plain = aggregator(plan, opened("shared")), aggregator(plan, opened("one"))
+    finish(Exchange(over, grid, ask_names(grid, 3, patience=1.0)))
+    drive(plain, opened("one"), clock=FakeClock())
+    assert over.state.phase is plain.state.phase is Phase.DONE
+    assert over.state.server is not None
+    assert plain.state.server is not None
+    assert over.state.server.parameters.tobytes() == plain.state.server.parameters.tobytes()
+    assert all(np.array_equal(over.state.tables[n], plain.state.tables[n]) for n in names)
 
 
 def test_a_silent_site_is_asked_again_and_then_left_out(plan: Plan, sites: dict[str, Site]) -> None:
