@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -84,6 +84,8 @@ class Round(Part):
     validation: dict[str, dict[str, Number | None]]
     bytes_up: Annotated[int, Field(gt=0)]
     bytes_down: Annotated[int, Field(gt=0)]
+    divergence: dict[Literal["mean", "max"], Number] | None
+    participants: list[str] | None = None
 
 
 class SiteRow(Part):
