@@ -118,7 +118,7 @@ def train_round(
     own = kept.get(CONTROL, np.zeros(len(control)))
     weighs = rule.name == "qfedavg" and len(data) > 0
     loss = _mean_loss(plan, network, data, parameters) if weighs else 0.0
-    shared = np.concatenate([np.full(int(np.prod(s)), n in layout.shapes) for n, s in whole.shapes.items()])
+    shared = layout.places(whole)
     terms = _terms(plan, whole, shared, parameters, control - own)
     total = update(plan, network, whole, data, parameters, key=key, terms=terms)
     total = np.concatenate([total[:-2][shared], total[-2:]])

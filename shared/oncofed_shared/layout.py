@@ -41,14 +41,23 @@ class Layout:
         return cls({n: tuple(p.shape) for n, p in sorted(network.named_parameters())})
 
     @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Number of coordinates of each parameter."""
+        return tuple(math.prod(s) for s in self.shapes.values())
+
+    @cached_property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(math.prod(s) for s in self.shapes.values())
+        return sum(self.sizes)
 
     @cached_property
     def _stops(self) -> list[int]:
         """Where each parameter but the last ends."""
-        return list(accumulate(math.prod(s) for s in self.shapes.values()))[:-1]
+        return list(accumulate(self.sizes))[:-1]
+
+    def places(self, whole: Layout) -> NDArray[np.bool_]:
+        """Which coordinates of a larger layout belong to this one, (whole.size,)."""
+        return np.repeat(np.array([n in self.shapes for n in whole.shapes], dtype=bool), whole.sizes)
 
     def arrays(self, flat: NDArray[np.float64], dtype: str) -> Arrays:
         """(size,) to named arrays of `dtype`."""
@@ -65,8 +74,8 @@ class Layout:
         Raises:
             RemoteProtocolError: another name, another shape, no floats or a value that is not finite.
         """
-        same = {n: a.shape for n, a in arrays.items()} == dict(self.shapes)
-        if not same or any(a.dtype.kind != "f" for a in arrays.values()):
+        same = arrays.keys() == self.shapes.keys()
+        if not same or any(arrays[n].shape != s or arrays[n].dtype.kind != "f" for n, s in self.shapes.items()):
             raise RemoteProtocolError("parameters are not those of the plan's network")
         if not np.isfinite(self.flatten(arrays)).all():
             raise RemoteProtocolError("parameters hold a value that is not finite", code="diverged")

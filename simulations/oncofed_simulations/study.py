@@ -113,6 +113,8 @@ class Study:
             The run whose model is released, and `result.json` but for seconds and command.
         """
         consortium, plan = self.consortium, self.plan
+        # First, because a feature that no site has is a mistake in the plan, and training takes long.
+        references = {n: self._reference(n, self._trials()) for n in plan.evaluation.reference}
         federated = _each(consortium.federated, self._trials())
         released = federated[0][0]
         if plan.evaluation.folds:
@@ -125,7 +127,7 @@ class Study:
             if self.private:
                 free = partial(without_privacy(consortium).federated, arm="without_privacy")
                 runs["without_privacy"] = _each(free, self._trials())
-        return released, self._result(runs, arms)
+        return released, self._result(runs, arms, references)
 
     def _alone(self) -> Numbers:
         """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
@@ -135,7 +137,9 @@ class Study:
                 tables[name] = _replicates(_each(partial(self.consortium.alone, name), self._trials()))
         return alone_numbers(self.plan, tables, self.sites)
 
-    def _result(self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers]) -> dict[str, Any]:
+    def _result(
+        self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers], references: Mapping[str, Replicates]
+    ) -> dict[str, Any]:
         plan = self.plan
         replicates: dict[str, Replicates] = {a: _replicates(r) for a, r in runs.items()}
         for arm, tables in replicates.items():
@@ -144,7 +148,6 @@ class Study:
             for task, metrics in arms[arm].items():
                 for metric, entry in metrics.items():
                     entry["exact"] = exact.get(task, {}).get(metric)
-        references = {n: self._reference(n, self._trials()) for n in plan.evaluation.reference}
         numbers = {n: arm_numbers(plan, t, self.sites, self.externals) for n, t in references.items()}
         if references:
             first = str(plan.evaluation.main_reference)

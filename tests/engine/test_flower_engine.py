@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import tomli_w
 
 from oncofed_shared.errors import ExitCode, RemoteProtocolError
-from oncofed_shared.plan import load
+from oncofed_shared.plan import load, read_toml
 from oncofed_shared.storage import read_arrays
 from oncofed_simulations.processes import Descendants, subreaper
 from oncofed_simulations.run import Options, run_study
@@ -143,6 +144,19 @@ def test_same_bytes_without_a_network_and_nothing_left(
         (r["round"], r["bytes_up"], r["train_loss"]) for r in plain["rounds"]
     ]
     assert all(r["seconds"] > 0 for r in flower["rounds"])
+
+
+def test_same_bytes_with_noise_at_the_sites(tmp_path: Path, start: Callable[..., Command]) -> None:
+    """Given the simulation's own noise seed, which no deployed site accepts, a private run is the same under both engines."""
+    content = read_toml(Path(__file__).resolve().parents[2] / "simulations" / "studies" / "demo_private.toml")
+    content["training"]["rounds"] = 3
+    content["simulation"]["noise_seed"] = 7
+    path = tmp_path / "private.toml"
+    path.write_text(tomli_w.dumps(content), encoding="utf-8")
+    for engine in ("loopback", "flower"):
+        code, _, err = start(str(path), "--no-baselines", "--out", str(tmp_path / engine), "--engine", engine).end()
+        assert (code, err) == (0, ""), err
+    assert model(tmp_path / "flower") == model(tmp_path / "loopback")
 
 
 @pytest.mark.skipif(alone_in_the_world() is None, reason="this machine does not permit a namespace without network")
