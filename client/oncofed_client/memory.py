@@ -57,6 +57,7 @@ class Memories:
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self._known: dict[str, tuple[dict[str, Any], Memory]] = {}
+        self._seen: tuple[str, int, int] | None = None
 
     def of(self, head: Head) -> Memory:
         """The memory of a session; an empty one if this site never trained in it.
@@ -65,8 +66,7 @@ class Memories:
             RemoteProtocolError: the session belongs to another plan or trial.
             DataError: the file is damaged.
         """
-        if head.session not in self._known:
-            self._read(head.session)
+        self._read(head.session)
         owner, memory = self._known.get(head.session, (_owner(head), Memory()))
         if owner != _owner(head):
             raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
@@ -78,23 +78,42 @@ class Memories:
             arrays = {f"before.{n}": a for n, a in memory.before.items()}
             arrays |= {f"after.{n}": a for n, a in memory.after.items()}
             facts = {"owner": _owner(head), "round": memory.round}
-            write_arrays(self._path(self.folder, head.session), arrays, facts, private=True)
+            path = self._path(self.folder, head.session)
+            write_arrays(path, arrays, facts, private=True)
             self._known.clear()
+            self._seen = _version(path)
         self._known[head.session] = (_owner(head), memory)
 
     def _read(self, session: str) -> None:
-        if self.folder is None or not (path := self._path(self.folder, session)).exists():
+        """Take what is on disk, unless it is what is known: another process of this site may have gone on with the session."""
+        if self.folder is None:
+            return
+        path = self._path(self.folder, session)
+        version = _version(path)
+        if version is None:
+            self._known.pop(session, None)
+            return
+        if version == self._seen and session in self._known:
             return
         arrays, facts = read_arrays(path)
         parts: dict[str, Arrays] = {
             part: {n.removeprefix(f"{part}."): a for n, a in arrays.items() if n.startswith(f"{part}.")}
             for part in ("before", "after")
         }
-        self._known = {session: (facts["owner"], Memory(round=facts["round"], **parts))}
+        self._known, self._seen = {session: (facts["owner"], Memory(round=facts["round"], **parts))}, version
 
     @staticmethod
     def _path(folder: Path, session: str) -> Path:
         return folder / f"{hashlib.sha256(session.encode()).hexdigest()[:16]}.memory.safetensors"
+
+
+def _version(path: Path) -> tuple[str, int, int] | None:
+    """What changes whenever a file is written anew."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return path.name, status.st_ino, status.st_mtime_ns
 
 
 def _owner(head: Head) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from oncofed_shared.plan import load
 from oncofed_simulations.bare import Workload
 
-__all__ = ["BENCHMARKS", "Measure", "main"]
+__all__ = ["BENCHMARKS", "Measure", "demo", "loopback_overhead", "main"]
 
 DEMO = Path(__file__).resolve().parents[1] / "studies" / "demo.toml"
 REPEATS = 10

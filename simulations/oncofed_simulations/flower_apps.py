@@ -156,7 +156,8 @@ def run_job(grid: Grid, path: Path) -> None:
                 lane.take(waiting.popleft())
         moved = [lane.advance() for lane in lanes]
         stopped = [lane.stopped for lane in lanes if lane.stopped]
-        if stopping and not any(lane.busy for lane in lanes) and (waiting or stopped):
+        # A lane may have seen the wish before this loop did.
+        if (stopped or (stopping and waiting)) and not any(lane.busy for lane in lanes):
             raise stopped[0] if stopped else Interrupted("stopped between two runs; --resume goes on from there")
         if time.monotonic() - looked > LOOK_AFTER_DRIVER:
             looked = time.monotonic()
@@ -170,7 +171,7 @@ server_app = ServerApp()
 
 
 @server_app.main()
-def main(grid: Grid, context: Context) -> None:
+def _main(grid: Grid, context: Context) -> None:
     """Run a job, and write down how it ended; Flower says only that it did."""
     path = Path(str(context.run_config["job"]))
     error: OncofedError | None = None

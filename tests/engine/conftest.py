@@ -62,8 +62,11 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A study's file, with some keys of its training or evaluation changed."""
 
-    def write(*, evaluation: dict[str, Any] | None = None, **training: Any) -> Path:
+    def write(
+        *, evaluation: dict[str, Any] | None = None, strategy: dict[str, Any] | None = None, **training: Any
+    ) -> Path:
         content = STUDY | {"training": STUDY["training"] | training}
+        content["strategy"] = strategy or STUDY["strategy"]
         judged = STUDY["evaluation"] | (evaluation or {})
         content["evaluation"] = {k: v for k, v in judged.items() if v is not None}
         path = tmp_path_factory.mktemp("study") / "study.toml"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from oncofed_client.app import relay
 from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Phase
 from oncofed_server.app import Exchange, ask_names
-from oncofed_shared.errors import RemoteProtocolError
+from oncofed_server.snapshot import load_state
+from oncofed_shared.errors import Interrupted, RemoteProtocolError
 from oncofed_shared.flower_records import pack, seconds_of, unpack
 from oncofed_shared.messages import Trial, from_bytes, to_bytes
 from oncofed_shared.plan import Plan, load
 from oncofed_simulations.consortium import federated_roster, open_site
+from oncofed_simulations.flower_apps import client_app, run_job
+from oncofed_simulations.flower_job import Job, Member, ask_to_stop
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.loopback import FakeClock, drive
 
@@ -39,8 +44,9 @@ def _identity() -> Iterator[None]:
 class Nodes(Grid):
     """Flower's grid with an app per node; a message is answered when it is pulled. `silent` nodes never answer."""
 
-    def __init__(self, apps: dict[int, ClientApp]) -> None:
+    def __init__(self, apps: dict[int, ClientApp], job: Path = Path()) -> None:
         self.apps = apps
+        self.job = job
         self.silent: set[int] = set()
         self.pushed: list[Message] = []
         self._waiting: dict[str, Message] = {}
@@ -63,7 +69,14 @@ class Nodes(Grid):
         for identity in message_ids:
             node = self._waiting[identity].metadata.dst_node_id
             if node not in self.silent:
-                context = Context(run_id=1, node_id=node, node_config={}, state=RecordDict(), run_config={})
+                where = {"partition-id": node, "num-partitions": len(self.apps)}
+                context = Context(
+                    run_id=1,
+                    node_id=node,
+                    node_config=where,
+                    state=RecordDict(),
+                    run_config={"job": str(self.job)},
+                )
                 replies.append(self.apps[node](self._waiting.pop(identity), context))
         return replies
 
@@ -121,6 +134,36 @@ def test_a_run_over_flower_s_messages_is_the_run_over_function_calls(plan: Plan,
     )
     assert over.state.cost.seconds > 0
     assert seen[-1] is Phase.DONE
+
+
+def test_workers_that_take_turns_at_a_site_share_what_it_keeps(
+    study: Callable[..., Path], hospitals: Path, tmp_path: Path
+) -> None:
+    """SCAFFOLD's controls and local layers: what one worker has learned, the next one goes on from."""
+    rule = {"name": "scaffold", "local": ["tokenisers.*"]}
+    path = study(evaluation={"folds": None}, strategy=rule, momentum=0.0, dropout=0.0, rounds=5)
+    plan = load(path)
+
+    def opened(state: str) -> dict[str, Site]:
+        folders = site_folders(hospitals)
+        sites = [open_site(f, plan, state=tmp_path / state / f.name, minimum=None) for f in folders]
+        return {site.name: site for site in sites}
+
+    workers = itertools.cycle([opened("shared"), opened("shared")])
+    names = list(opened("shared"))
+    apps = {
+        i: relay(lambda _, n=n: lambda c: to_bytes(next(workers)[n].handle(from_bytes(c))), lambda _, n=n: n)
+        for i, n in enumerate(names)
+    }
+    grid = Nodes(apps)
+    over, plain = aggregator(plan, opened("shared")), aggregator(plan, opened("one"))
+    finish(Exchange(over, grid, ask_names(grid, 3, patience=1.0)))
+    drive(plain, opened("one"), clock=FakeClock())
+    assert over.state.phase is plain.state.phase is Phase.DONE
+    assert over.state.server is not None
+    assert plain.state.server is not None
+    assert over.state.server.parameters.tobytes() == plain.state.server.parameters.tobytes()
+    assert all(np.array_equal(over.state.tables[n], plain.state.tables[n]) for n in names)
 
 
 def test_a_silent_site_is_asked_again_and_then_left_out(plan: Plan, sites: dict[str, Site]) -> None:
@@ -215,3 +258,48 @@ def test_records_hold_the_bytes_and_foreign_ones_are_refused() -> None:
     assert seconds_of(RecordDict()) == 0.0
     with pytest.raises(RemoteProtocolError):
         unpack(RecordDict())
+
+
+class Stopping(Nodes):
+    """A grid during whose n-th request somebody asks to stop."""
+
+    def __init__(self, apps: dict[int, ClientApp], job: Path, after: int) -> None:
+        super().__init__(apps, job)
+        self.after = after
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        if len(self.pushed) >= self.after:
+            ask_to_stop(self.job.parent)
+        return super().pull_messages(message_ids)
+
+
+# 12 requests of one run: names, Describe, Summarise, Open. The wish then comes between the loop's look and the run's own.
+@pytest.mark.parametrize(("runs", "after"), [(1, 12), (1, 15), (3, 10), (3, 26), (3, 36)])
+def test_a_job_that_is_stopped_anywhere_goes_on_to_the_same_model(
+    plan: Plan, hospitals: Path, tmp_path: Path, runs: int, after: int
+) -> None:
+    members = [
+        Member(name=f.name, folder=str(f), state=str(tmp_path / "sites" / f.name), external=False)
+        for f in site_folders(hospitals)
+    ]
+    trials, lanes = [Trial(seed=s) for s in range(runs)], min(runs, 2)
+
+    def job(name: str) -> Path:
+        path = tmp_path / name / "job.json"
+        store = tmp_path / name / "progress"
+        Job.of(plan, trials, members=members, minimum=None, lanes=lanes, store=store, driver=os.getpid()).write(path)
+        return path
+
+    def finished(path: Path) -> list[bytes]:
+        states = [load_state(path.parent / "progress" / f"federated.seed{t.seed}.safetensors", plan) for t in trials]
+        assert {s.phase for s in states} == {Phase.DONE}
+        return [s.server.parameters.tobytes() for s in states if s.server]
+
+    apps = dict.fromkeys(range(3 * lanes), client_app)
+    whole, parts = job("whole"), job("parts")
+    run_job(Nodes(apps, whole), whole)
+    with pytest.raises(Interrupted, match="--resume goes on"):
+        run_job(Stopping(apps, parts, after), parts)
+    (parts.parent / "stop").unlink()
+    run_job(Nodes(apps, parts), parts)
+    assert finished(parts) == finished(whole)

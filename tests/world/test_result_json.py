@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field
@@ -69,15 +69,23 @@ class Spread(Part):
     per_fold: list[Number | None] | None = None
 
 
+class Divergence(Part):
+    mean: Annotated[float, Field(ge=0, le=1 + 1e-9)]
+    max: Annotated[float, Field(ge=1 - 1e-9)]
+
+
 class Round(Part):
     seed: int
     fold: int | None = None
     round: Annotated[int, Field(ge=1)]
     seconds: Number
     train_loss: Number
+    divergence: Divergence
     validation: dict[str, dict[str, Number | None]]
     bytes_up: Annotated[int, Field(gt=0)]
     bytes_down: Annotated[int, Field(gt=0)]
+    divergence: dict[Literal["mean", "max"], Number] | None
+    participants: list[str] | None = None
 
 
 class SiteRow(Part):
