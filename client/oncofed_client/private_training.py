@@ -10,7 +10,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -47,6 +47,16 @@ class Hooked:
 
     module: GradSampleModule
     weights: tuple[torch.nn.Parameter, ...]
+    _room: list[Tensor] = field(default_factory=list)
+
+    def rows(self, patients: int, size: int) -> Tensor:
+        """Room for the gradients of a batch, (patients, size) float64, with what the last batch left in it.
+
+        Taken from the system once and not at every step: new pages of memory take longer than what is written to them.
+        """
+        if not self._room or len(self._room[0]) < patients:
+            self._room[:] = [torch.empty(patients, size, dtype=torch.float64)]
+        return self._room[0][:patients]
 
     def forget(self) -> None:
         """Take the gradients of the last batch away."""
@@ -96,7 +106,7 @@ def clipped_sum(hooked: Hooked, plan: Plan, batch: TrainingSet, bound: float, lo
     hooked.forget()
     losses = loss(plan, hooked.module(batch.values, batch.seen), batch.goals)
     torch.autograd.backward([losses.sum()])
-    rows = torch.empty(len(batch), sum(sizes), dtype=torch.float64)
+    rows = hooked.rows(len(batch), sum(sizes))
     for weight, part in zip(hooked.weights, torch.split(rows, sizes, dim=1), strict=True):
         own: Tensor | None = weight.grad_sample  # type: ignore[attr-defined]
         if own is None:

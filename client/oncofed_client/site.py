@@ -20,11 +20,11 @@ from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
 from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.rounds import check_control, train_round
+from oncofed_client.scratch import Scratch
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
-from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict, targets
 from oncofed_shared.messages import (
@@ -46,7 +46,7 @@ from oncofed_shared.messages import (
     Trial,
     Update,
 )
-from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
@@ -116,6 +116,7 @@ class Site:
         minimum_cohort: fewest patients with whom it takes part.
         state: folder for what must outlive this process; without it a session ends with the process.
         noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
+        scratch: makes its networks; sites that answer in turn in one process may have one in common.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
@@ -129,8 +130,10 @@ class Site:
         minimum_cohort: int,
         state: Path | None = None,
         noise_seed: int | None = None,
+        scratch: Scratch | None = None,
     ) -> None:
         self.state = state
+        self.scratch = scratch or Scratch()
         self.source = source
         self.plans = plans
         self.minimum_cohort = minimum_cohort
@@ -246,18 +249,17 @@ class Site:
 
     def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
-        network = build(plan, preparation.columns, seed=head.trial.seed)
+        bench = self.scratch.bench(plan, preparation.columns, seed=head.trial.seed)
         if plan.privacy.noise != "none":
-            self.private.check(plan, network, width=preparation.width)
-        layout = shared_layout(plan, network)
+            self.private.check(plan, bench.network, width=preparation.width)
         session = Session(
             plan=plan,
             trial=head.trial,
             preparation=preparation,
-            network=network,
-            whole=Layout.of(network),
-            layout=layout,
-            local=initial_local(layout, network),
+            network=bench.network,
+            whole=bench.whole,
+            layout=bench.layout,
+            local=bench.local,
         )
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}

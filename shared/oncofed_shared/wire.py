@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -75,8 +76,14 @@ def pack_array(value: Any) -> msgpack.ExtType:
     if not isinstance(value, np.ndarray):
         message = f"cannot send a {type(value).__name__}"
         raise TypeError(message)
-    head = msgpack.packb((value.dtype.name, value.shape))
-    return msgpack.ExtType(ARRAY, head + np.ascontiguousarray(value).tobytes())
+    return msgpack.ExtType(ARRAY, _head(value.dtype, value.shape) + np.ascontiguousarray(value).tobytes())
+
+
+@lru_cache(maxsize=1024)
+def _head(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """What stands before an array's bytes; the parameters of a network have the same ones in every message."""
+    packed: bytes = msgpack.packb((dtype.name, shape))
+    return packed
 
 
 def unpack_array(code: int, content: bytes) -> NDArray[Any]:

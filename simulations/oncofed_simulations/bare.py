@@ -47,6 +47,15 @@ def _groups(plan: Plan, network: FusionNetwork) -> list[dict[str, object]]:
     return [{"params": ps, "weight_decay": decay} for decay, ps in by_decay.items()]
 
 
+def _step(plan: Plan, network: FusionNetwork, data: TrainingSet, optimiser: torch.optim.Optimizer) -> None:
+    """A round's steps at one site."""
+    for _ in range(plan.training.local_steps):
+        optimiser.zero_grad()
+        loss = patient_losses(plan, network(data.values, data.seen), data.goals).sum() / len(data)
+        torch.autograd.backward([loss])
+        optimiser.step()
+
+
 def train(plan: Plan, preparation: Preparation, sets: Sequence[TrainingSet]) -> dict[str, Tensor]:
     """Train the plan's network over the sites' patients; its last parameters, by name.
 
@@ -67,11 +76,7 @@ def train(plan: Plan, preparation: Preparation, sets: Sequence[TrainingSet]) -> 
         for data in sets:
             network.load_state_dict(server_network.state_dict())
             optimiser = torch.optim.SGD(groups, lr=training.rate, momentum=training.momentum)
-            for _ in range(training.local_steps):
-                optimiser.zero_grad()
-                loss = patient_losses(plan, network(data.values, data.seen), data.goals).sum() / len(data)
-                torch.autograd.backward([loss])
-                optimiser.step()
+            _step(plan, network, data, optimiser)
             with torch.no_grad():
                 for total, mine in zip(change, local, strict=True):
                     total.add_(mine, alpha=len(data) / patients)
@@ -123,6 +128,18 @@ class Workload:
         if self.reference.state.preparation is None:
             raise ConfigError("the study did not run")
         return train(self.plan, self.reference.state.preparation, self.sets)
+
+    def steps(self) -> None:
+        """As many steps at every site, each on a network of its own, and nothing else: the least that training can take."""
+        plan, preparation = self.plan, self.reference.state.preparation
+        if preparation is None:
+            raise ConfigError("the study did not run")
+        networks = [build(plan, preparation.columns, seed=TRIAL.seed).train() for _ in self.sets]
+        rate, momentum = plan.training.rate / 10, plan.training.momentum
+        optimisers = [torch.optim.SGD(_groups(plan, n), lr=rate, momentum=momentum) for n in networks]
+        for _ in range(plan.training.rounds):
+            for network, data, optimiser in zip(networks, self.sets, optimisers, strict=True):
+                _step(plan, network, data, optimiser)
 
     def difference(self) -> float:
         """Largest difference between the parameters that the two ways end with."""

@@ -6,37 +6,39 @@ The sites are the real ones, the aggregator and the bytes too; only their patien
 from __future__ import annotations
 
 import resource
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
-from oncofed_client.training import TrainingSet
 from oncofed_server.aggregator import Aggregator, Phase, Roster
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import Interrupted
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.messages import Trial
-from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan, parse
-from oncofed_simulations.bench_measure import MEBIBYTE, Measure, seconds
+from oncofed_simulations.bench_measure import KIBIBYTE, MEBIBYTE, Measure
 from oncofed_simulations.loopback import FakeClock, drive
 
-__all__ = ["Crowd", "Invented", "crowd_memory", "crowd_round", "small_plan"]
+__all__ = ["Crowd", "Invented", "crowd_memory", "crowd_round", "main", "small_plan"]
 
 TRIAL = Trial(seed=0)
 SITES, FEW = 1000, 10
-PATIENTS, COLUMNS = 32, 16
+PATIENTS, FEW_PATIENTS, COLUMNS = 32, 4, 16
+FLOAT = 4
 ROUNDS = 8
+SMALL = {"width": 2, "heads": 1, "layers": 1, "feedforward": 2}
 WIDE = {"width": 256, "heads": 2, "layers": 1, "feedforward": 1400}
 """About a million parameters that do not grow with the number of columns."""
 
@@ -76,10 +78,147 @@ class Invented:
         )
         return cls(name=f"site-{number}", patients=cohort)
 
-    def cohort(self, plan: Plan) -> Cohort:
+    def cohort(self, plan: Plan) -> Cohort:  # noqa: ARG002 - a source's signature
         """All of them, at every call."""
         return self.patients
 
-    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
+    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:  # noqa: ARG002 - a source's signature
         """Everybody trains."""
         return np.zeros(len(cohort.patients), dtype=np.int64)
+
+
+@dataclass(kw_only=True)
+class Crowd:
+    """Sites with one scratch network, and the rounds that they trained.
+
+    Attributes:
+        rounds: processor seconds of each round, from its first request to the new global model.
+        pure: seconds of a forward and a backward pass over each site's batch, taken after each round.
+    """
+
+    plan: Plan
+    sites: dict[str, Site]
+    rounds: list[float] = field(default_factory=list)
+    pure: list[float] = field(default_factory=list)
+    parameters: int = 0
+    _begun: float = 0.0
+
+    @classmethod
+    def of(cls, plan: Plan, count: int, *, patients: int) -> Crowd:
+        """Sites with patients of their own."""
+        scratch = Scratch()
+        sources = [Invented.of(i, patients) for i in range(count)]
+        sites = {s.name: Site(s, {plan.hash: plan}, minimum_cohort=1, scratch=scratch) for s in sources}
+        return cls(plan=plan, sites=sites)
+
+    def train(self, *, beside: bool) -> None:
+        """All rounds of the plan; the tables at the end are left out.
+
+        Args:
+            beside: whether the bare mathematics is timed too.
+        """
+        names = tuple(self.sites)
+        roster = Roster(trainers=names, evaluators=names)
+        aggregator = Aggregator(self.plan, roster, TRIAL, session="crowd", curves=False)
+
+        def after(aggregator: Aggregator) -> None:
+            state = aggregator.state
+            if len(state.losses) > len(self.rounds):
+                self.rounds.append(time.process_time() - self._begun)
+                if beside:
+                    self.pure.append(_processor(self.mathematics))
+                if len(state.losses) == self.plan.training.rounds:
+                    raise Interrupted("the rounds are over")
+                self._begun = time.process_time()
+            elif state.phase is not Phase.TRAIN:
+                self._begun = time.process_time()
+
+        with suppress(Interrupted):
+            drive(aggregator, self.sites, clock=FakeClock(), after_step=after)
+        self.parameters = aggregator.layout.size
+
+    def mathematics(self) -> None:
+        """A forward and a backward pass of each site's network over each site's batch, and nothing else."""
+        with one_thread():
+            for site in self.sites.values():
+                (session,) = site.sessions.values()
+                network, data = session.network.train(), session.cache["train"][1]
+                loss = patient_losses(self.plan, network(data.values, data.seen), data.goals).sum() / len(data)
+                torch.autograd.grad(loss, list(network.named.values()))
+
+
+def _processor(work: Callable[[], object]) -> float:
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def crowd_round(_: Path) -> list[Measure]:
+    """A round of many sites beside the mathematics in it.
+
+    The models are the smallest that a plan can ask for: a logistic regression, in which nothing hides what a site costs, and a
+    transformer. Processor time, because the other work of a machine is not in it; round and mathematics in turn.
+    """
+    return [*_round({"layers": 0}, "logistic"), *_round(SMALL, "transformer")]
+
+
+def _round(model: dict[str, int], kind: str) -> list[Measure]:
+    crowd = Crowd.of(small_plan(rounds=ROUNDS, model=model), SITES, patients=PATIENTS)
+    crowd.train(beside=True)
+    fine, whole = min(crowd.pure), min(crowd.rounds)
+    pairs = [r / p for r, p in zip(crowd.rounds, crowd.pure, strict=True)]
+    note = f"{SITES} sites, {PATIENTS} patients each, {crowd.parameters} parameters, smallest of {ROUNDS}"
+    return [
+        Measure(name=f"round of many sites, {kind}", value=whole, unit="s", note=note),
+        Measure(
+            name=f"forward and backward, {kind}",
+            value=fine,
+            unit="s",
+            note="of the same networks over the same batches",
+        ),
+        Measure(name=f"round / mathematics, {kind}", value=whole / fine, unit="x", goal=3.0, note="of the smallest"),
+        Measure(name=f"round / mathematics, {kind}, median", value=statistics.median(pairs), unit="x", note="of pairs"),
+    ]
+
+
+def crowd_memory(_: Path) -> list[Measure]:
+    """What a process with many sites needs at most, more than one with few, in copies of the model.
+
+    Everything counts: driver, aggregator, messages, the sites with their patients. The sites have one scratch network in
+    common. Once as glibc manages memory by itself: what a site keeps then lies between large arrays that are gone, and the
+    holes count. And once with large arrays taken from the system and given back one by one, which leaves no holes.
+    """
+    found = []
+    for kind, setting in (("", []), (", no holes", [f"MALLOC_MMAP_THRESHOLD_={MEBIBYTE}"])):
+        command = ["env", *setting, sys.executable, "-m", "oncofed_simulations.bench_crowd"]
+        # Side by side: memory is measured and not time.
+        started = [
+            subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own command
+            for n in (FEW, SITES)
+        ]
+        (few, size), (many, _size) = (_peak(process) for process in started)
+        note = f"{FEW} to {SITES} sites, {few:.0f} to {many:.0f} MiB, a model of {size:.1f} MiB"
+        growth = (many - few) / size
+        found.append(Measure(name=f"memory of more sites{kind}", value=growth, unit="models", goal=3.0, note=note))
+    return found
+
+
+def _peak(process: subprocess.Popen[str]) -> tuple[float, float]:
+    """Largest memory and size of the model, in MiB, as the process prints them."""
+    printed, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"the round ended with exit code {process.returncode}")
+    peak, parameters = (int(n) for n in printed.split())
+    return peak / MEBIBYTE, parameters * FLOAT / MEBIBYTE
+
+
+def main(count: int) -> None:
+    """One round in this process: print its largest memory in bytes, and the number of parameters."""
+    torch.set_num_threads(1)
+    crowd = Crowd.of(small_plan(rounds=1, model=WIDE), count, patients=FEW_PATIENTS)
+    crowd.train(beside=False)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE, crowd.parameters)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,14 +1,12 @@
-"""One number of a benchmark, and a clock."""
+"""One number of a benchmark."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["MEBIBYTE", "Measure", "seconds"]
+__all__ = ["KIBIBYTE", "MEBIBYTE", "Measure"]
 
-MEBIBYTE = 2**20
+KIBIBYTE, MEBIBYTE = 2**10, 2**20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,10 +32,3 @@ class Measure:
         if self.goal is None:
             return ""
         return "met" if self.value <= self.goal else "MISSED"
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """How long it takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

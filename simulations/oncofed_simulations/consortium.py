@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_client.scratch import Scratch
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings, has_settings, load_settings, settings_from_study
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
@@ -61,18 +62,22 @@ def baseline_plan(plan: Plan) -> Plan:
     return parse({**content, "strategy": content["strategy"] | plain})
 
 
-def open_site(folder: Path, plan: Plan, *, state: Path | None, minimum: int | None) -> Site:
+def open_site(
+    folder: Path, plan: Plan, *, state: Path | None, minimum: int | None, scratch: Scratch | None = None
+) -> Site:
     """A hospital's folder as a simulated site that has approved the plan.
 
     Args:
         state: where the site keeps its own state, outside its data.
         minimum: fewest patients, in place of the site's policy.
+        scratch: what the sites of a process have in common.
     """
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
     plans = {p.hash: p for p in (plan, baseline_plan(plan))}
-    return Site(source, plans, minimum_cohort=least, state=state, noise_seed=plan.simulation.noise_seed)
+    seed = plan.simulation.noise_seed
+    return Site(source, plans, minimum_cohort=least, state=state, noise_seed=seed, scratch=scratch)
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
