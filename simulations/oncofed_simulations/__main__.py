@@ -19,6 +19,7 @@ from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
+from oncofed_simulations.allocator import return_large_arrays
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
 from oncofed_simulations.run import Engine, Options, run_study
@@ -160,6 +161,7 @@ def flamby(
 
 def main() -> None:
     """Entry point of `oncofed-simulate`."""
+    return_large_arrays()
     run_app(app)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
 from oncofed_server.aggregator import Aggregator, Roster
@@ -210,13 +211,14 @@ def _generated(cohort: Path, settings: CohortSettings) -> list[Path]:
 
 def _open(plan: Plan, options: Options, folders: Sequence[Path]) -> tuple[dict[str, Site], dict[str, Site]]:
     problems: list[str] = []
+    scratch = Scratch()
 
     def opened(folders: Sequence[Path]) -> dict[str, Site]:
         made: dict[str, Site] = {}
         for folder in folders:
             try:
                 state = options.out / "sites" / folder_settings(folder, plan).site.name
-                site = open_site(folder, plan, state=state, minimum=options.min_patients)
+                site = open_site(folder, plan, state=state, minimum=options.min_patients, scratch=scratch)
             except ConfigError as error:
                 problems.extend(error.problems)
                 continue
