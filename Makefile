@@ -29,8 +29,9 @@ demo: install
 test: install
 	$(BIN)/pytest -n 2
 
+# pytest ends with 5 where no test carries the marker.
 test-slow: install
-	$(BIN)/pytest -n 2 -m slow
+	$(BIN)/pytest -n 2 -m slow || test $$? -eq 5
 
 check: install
 	$(BIN)/ruff format --check .
