@@ -14,7 +14,7 @@ def return_large_arrays() -> None:
     """Let arrays of a mebibyte and more be taken from the system and given back one by one.
 
     With glibc's own moving threshold, what a site keeps comes to lie between large arrays that are gone, and a process with a
-    thousand sites holds the holes: 35 models' worth, measured by `make bench`, against 3. Another C library does nothing here.
+    thousand sites holds the holes. `make bench` measures what is left. Another C library does nothing here.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
