@@ -1,0 +1,248 @@
+"""What a site keeps of one block of steps: its own secrets, the adverts of all, and its shares of everybody's secrets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
+
+from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.secagg.group import HASH_BYTES, Group
+from oncofed_shared.secagg.keys import commit, deal_key, hashed, public_key, seal, sign, unseal, verify
+from oncofed_shared.secagg.messages import Advert, Adverts, Deals, Dealt
+from oncofed_shared.secagg.shamir import DIGITS, PRIME, SECRET_BYTES, split
+from oncofed_shared.secagg.wire import from_bytes, to_bytes
+
+__all__ = ["KEY", "SEED", "BlockKeys", "check_advert", "check_adverts", "numbers", "setup_hash", "slot"]
+
+_Kind = TypeVar("_Kind")
+KEY, SEED = 0, 1
+"""Of a step's two secrets: its X25519 key, which opens the masks with all peers, and the seed of the site's own mask."""
+
+
+def numbers(group: Group, block: int) -> range:
+    """Numbers of the steps of a block."""
+    return range(block * group.block, (block + 1) * group.block)
+
+
+def slot(content: bytes, index: int) -> bytes:
+    """One of the 32-byte values that were joined."""
+    return content[index * HASH_BYTES : (index + 1) * HASH_BYTES]
+
+
+def check_advert(group: Group, advert: Advert, block: int) -> None:
+    """Raise RemoteProtocolError unless a member signed this advert for this block."""
+    parts = advert.block, advert.transport, advert.keys, advert.commitments
+    verify(group, advert.site, advert.signature, "advert", group.digest, advert.site, *parts)
+    joined = group.block * HASH_BYTES
+    if advert.block != block or (len(advert.keys), len(advert.commitments)) != (joined, joined):
+        raise RemoteProtocolError(f"advert of {advert.site} is not for block {block}", code="advert")
+
+
+def check_adverts(group: Group, adverts: tuple[Advert, ...], block: int) -> None:
+    """Raise RemoteProtocolError unless there is one good advert of every member, and no two of them share a key."""
+    if tuple(a.site for a in adverts) != group.names:
+        raise RemoteProtocolError("the adverts are not one of every site, sorted by name", code="advert")
+    for advert in adverts:
+        check_advert(group, advert, block)
+    keys = [a.transport for a in adverts] + [slot(a.keys, i) for a in adverts for i in range(group.block)]
+    if len(set(keys)) != len(keys):
+        raise RemoteProtocolError("two adverts, or two steps, have the same key", code="advert")
+
+
+def setup_hash(group: Group, adverts: tuple[Advert, ...], block: int) -> bytes:
+    """Hash of what all sites advertised: signatures, keys and masks are bound to it."""
+    return hashed("set-up", group.digest, block, [(a.site, a.transport, a.keys, a.commitments) for a in adverts])
+
+
+@dataclass(kw_only=True)
+class BlockKeys:
+    """A site's secrets of one block. Secret as a whole: never log it, never send it.
+
+    Attributes:
+        secrets: (block, 2, 32) own step secrets, KEY and SEED; zero once they are used or given up.
+        shares: (sites, block, 2, DIGITS) shares of everybody's, in the order of the group; zero once given up; None until the
+            peers' packets came.
+    """
+
+    group: Group
+    name: str
+    block: int
+    transport: bytes
+    secrets: NDArray[np.uint8]
+    advert: Advert
+    adverts: tuple[Advert, ...] = ()
+    setup: bytes = b""
+    dealt: Dealt | None = None
+    own: NDArray[np.uint32] | None = None
+    shares: NDArray[np.uint32] | None = None
+    entropy: Callable[[int], bytes] = field(repr=False)
+
+    @classmethod
+    def create(
+        cls, group: Group, name: str, block: int, identity: Ed25519PrivateKey, entropy: Callable[[int], bytes]
+    ) -> BlockKeys:
+        """Draw all secrets of a block and sign what belongs to them."""
+        transport = entropy(SECRET_BYTES)
+        drawn = np.frombuffer(entropy(group.block * 2 * SECRET_BYTES), dtype=np.uint8)
+        secrets = drawn.reshape(group.block, 2, SECRET_BYTES).copy()
+        keys = b"".join(public_key(s[KEY].tobytes()) for s in secrets)
+        pairs = zip(numbers(group, block), secrets, strict=True)
+        commitments = b"".join(commit(group, name, number, s[SEED].tobytes()) for number, s in pairs)
+        parts = block, public_key(transport), keys, commitments
+        signature = sign(identity, "advert", group.digest, name, *parts)
+        advert = Advert(
+            site=name, block=block, transport=parts[1], keys=keys, commitments=commitments, signature=signature
+        )
+        return cls(
+            group=group, name=name, block=block, transport=transport, secrets=secrets, advert=advert, entropy=entropy
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether this site holds shares of everybody's secrets."""
+        return self.shares is not None
+
+    def peer(self, name: str) -> Advert:
+        """Advert of a site."""
+        return self.adverts[self.group.place(name) - 1]
+
+    def index(self, number: int) -> int:
+        """Where a step lies in this block."""
+        return number - self.block * self.group.block
+
+    def deal(self, adverts: tuple[Advert, ...], identity: Ed25519PrivateKey) -> Dealt:
+        """Share the own secrets among all sites; done once, and repeated for the same adverts only."""
+        if self.dealt is not None:
+            if adverts != self.adverts:
+                raise RemoteProtocolError(f"block {self.block} was dealt for other adverts", code="dealt")
+            return self.dealt
+        check_adverts(self.group, adverts, self.block)
+        if adverts[self.group.place(self.name) - 1] != self.advert:
+            raise RemoteProtocolError("the own advert is not the one that was given", code="advert")
+        setup = setup_hash(self.group, adverts, self.block)
+        group = self.group
+        made = split(
+            self.secrets.reshape(-1, SECRET_BYTES),
+            threshold=group.threshold,
+            count=len(group.members),
+            entropy=self.entropy,
+        )
+        sealed = []
+        for advert, shares in zip(adverts, made, strict=True):
+            if advert.site != self.name:
+                key = deal_key(
+                    group,
+                    setup,
+                    self.block,
+                    sender=self.name,
+                    receiver=advert.site,
+                    secret=self.transport,
+                    public=advert.transport,
+                )
+                sealed.append((advert.site, seal(key, shares.astype("<u4").tobytes())))
+        signature = sign(identity, "dealt", group.digest, setup, self.name, sealed)
+        self.own = made[group.place(self.name) - 1].reshape(group.block, 2, DIGITS)
+        self.adverts, self.setup = adverts, setup
+        self.dealt = Dealt(site=self.name, block=self.block, setup=setup, sealed=tuple(sealed), signature=signature)
+        return self.dealt
+
+    def receive(self, deals: Deals) -> None:
+        """Open the shares of all peers; nothing is kept unless all can be opened."""
+        if self.dealt is None or deals.setup != self.setup:
+            raise RemoteProtocolError(f"block {self.block}: the shares are of another set-up", code="set-up")
+        if self.ready:
+            return
+        group = self.group
+        peers = tuple(n for n in group.names if n != self.name)
+        if tuple(n for n, _ in deals.sealed) != peers:
+            raise RemoteProtocolError("the shares are not one packet of every peer, sorted by name", code="deal")
+        opened = {name: self._opened(name, sealed) for name, sealed in deals.sealed}
+        assert self.own is not None  # noqa: S101 - set with `dealt`
+        opened[self.name] = self.own
+        self.shares = np.stack([opened[name] for name in group.names])
+        # With the transport key, who recorded the packets could open the shares of steps that are long erased.
+        self.own, self.transport = None, b""
+
+    def _opened(self, sender: str, sealed: bytes) -> NDArray[np.uint32]:
+        key = deal_key(
+            self.group,
+            self.setup,
+            self.block,
+            sender=sender,
+            receiver=self.name,
+            secret=self.transport,
+            public=self.peer(sender).transport,
+        )
+        content = unseal(key, sealed)
+        shape = (self.group.block, 2, DIGITS)
+        if len(content) != 4 * int(np.prod(shape)):
+            raise RemoteProtocolError(f"shares of {sender} have the wrong length", code="deal")
+        shares = np.frombuffer(content, dtype="<u4").astype(np.uint32).reshape(shape)
+        if np.any(shares >= PRIME):
+            raise RemoteProtocolError(f"shares of {sender} are out of range", code="deal")
+        return shares
+
+    def share(self, name: str, number: int, secret: int) -> bytes:
+        """This site's share of one secret of a site."""
+        assert self.shares is not None  # noqa: S101 - callers upload first, which needs a set-up
+        content: bytes = self.shares[self.group.place(name) - 1, self.index(number), secret].astype("<u4").tobytes()
+        return content
+
+    def erase_secrets(self, number: int) -> None:
+        """Forget the own secrets of a step."""
+        self.secrets[self.index(number)] = 0
+
+    def erase_shares(self, number: int) -> None:
+        """Forget the shares of a step."""
+        if self.shares is not None:
+            self.shares[:, self.index(number)] = 0
+
+    def plain(self) -> dict[str, Any]:
+        """Everything as msgpack's types. Secret."""
+        return {
+            "block": self.block,
+            "transport": self.transport,
+            "secrets": self.secrets.tobytes(),
+            "advert": to_bytes(self.advert),
+            "adverts": to_bytes(Adverts(block=self.block, adverts=self.adverts)),
+            "dealt": None if self.dealt is None else to_bytes(self.dealt),
+            "own": None if self.own is None else self.own.astype("<u4").tobytes(),
+            "shares": None if self.shares is None else self.shares.astype("<u4").tobytes(),
+        }
+
+    @classmethod
+    def from_plain(cls, group: Group, name: str, plain: dict[str, Any], entropy: Callable[[int], bytes]) -> BlockKeys:
+        """Inverse of `plain`."""
+        shape = (group.block, 2, DIGITS)
+        adverts = _read(Adverts, plain["adverts"]).adverts
+        block = plain["block"]
+        return cls(
+            group=group,
+            name=name,
+            block=block,
+            transport=plain["transport"],
+            secrets=np.frombuffer(plain["secrets"], dtype=np.uint8).reshape(group.block, 2, SECRET_BYTES).copy(),
+            advert=_read(Advert, plain["advert"]),
+            adverts=adverts,
+            setup=setup_hash(group, adverts, block) if adverts else b"",
+            dealt=None if plain["dealt"] is None else _read(Dealt, plain["dealt"]),
+            own=None if plain["own"] is None else _array(plain["own"], shape),
+            shares=None if plain["shares"] is None else _array(plain["shares"], (len(group.members), *shape)),
+            entropy=entropy,
+        )
+
+
+def _array(content: bytes, shape: tuple[int, ...]) -> NDArray[np.uint32]:
+    return np.frombuffer(content, dtype="<u4").astype(np.uint32).reshape(shape)
+
+
+def _read(kind: type[_Kind], content: bytes) -> _Kind:
+    message = from_bytes(content)
+    if not isinstance(message, kind):
+        raise TypeError(kind.__name__)
+    return message
