@@ -22,20 +22,23 @@ from oncofed_client.budget import BudgetPolicy, Charge, Cost, cost_of, epsilon_o
 from oncofed_client.identity import raw_public
 from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, lost_body
 from oncofed_client.ledger_chain import FIRST_LINK, Chain, check_row, make_chain, parse_row, sign_row
-from oncofed_client.ledger_freshness import contradiction, head_of, lost_in
+from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, lost_in, read_head, write_head
+from oncofed_client.ledger_verify import verify
 from oncofed_shared.errors import DataError, LocalProtocolError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.storage import write_whole
 from oncofed_shared.witness import Head, Witness
 
-__all__ = ["HEAD_FILE", "LEDGER_FILE", "Ledger"]
+__all__ = ["HEAD_FILE", "LEDGER_FILE", "Ledger", "verify"]
 
-LEDGER_FILE, HEAD_FILE = "ledger.sqlite3", "ledger.head"
+LEDGER_FILE = "ledger.sqlite3"
 CLAIM_TOLERANCE = 1e-3
 """By how much accountants with different grids may differ; a plan that costs more than it promises by more than this is refused."""
 
 
 class Ledger:
-    """The one ledger of a site, for all its cohorts and studies. Make it with `create` or `open`.
+    """The one ledger of a site, for all its cohorts and studies. Make it with `create`, `open` or `begin_epoch`.
+
+    Each takes the ledger's file (the newest head is kept beside it), the site's name and identity key, and `synced`: False only in
+    a simulation, where nothing is handed to anybody and a power cut may lose entries.
 
     Guarantees:
         - What an ending call has written is on the disk; a call that fails has written nothing, or its whole entry.
@@ -45,7 +48,7 @@ class Ledger:
         - Two processes or threads see each other's entries before they decide.
     """
 
-    def __init__(self, path: Path, *, site: str, key: Ed25519PrivateKey) -> None:
+    def __init__(self, path: Path, *, site: str, key: Ed25519PrivateKey, synced: bool = True) -> None:
         """Open a ledger for `open` and `begin_epoch`; nothing is said here about its freshness."""
         self.path, self.site = path, site
         self._key = key
@@ -53,7 +56,7 @@ class Ledger:
         self._account = Account(site=site)
         self._mine: set[int] = set()
         self._newest_epoch_seen, self._witness_row = 1, 0
-        self._chain = Chain(path)
+        self._chain = Chain(path, synced=synced)
         try:
             self._catch_up()
         except BaseException:
@@ -61,11 +64,10 @@ class Ledger:
             raise
 
     @classmethod
-    def create(cls, path: Path, *, site: str, key: Ed25519PrivateKey, now: float) -> Self:
+    def create(cls, path: Path, *, site: str, key: Ed25519PrivateKey, now: float, synced: bool = True) -> Self:
         """Make a site's ledger.
 
         Args:
-            path: its file; the newest head is kept beside it.
             now: seconds since 1970.
 
         Raises:
@@ -82,21 +84,22 @@ class Ledger:
         make_chain(
             path, sign_row(key, number=1, site=site, epoch=1, at=now, kind="open", body=body, previous=FIRST_LINK)
         )
-        made = cls(path, site=site, key=key)
+        made = cls(path, site=site, key=key, synced=synced)
         made._keep_head()
         return made
 
     @classmethod
-    def open(cls, path: Path, *, site: str, key: Ed25519PrivateKey) -> Self:
+    def open(cls, path: Path, *, site: str, key: Ed25519PrivateKey, synced: bool = True) -> Self:
         """Open a site's ledger and check all of it.
 
         Raises:
             DataError: it is absent, damaged, edited, or another site's.
             PolicyRefusal: it is an old copy (code `rolled-back`): `begin_epoch` is the way on.
         """
-        made = cls(path, site=site, key=key)
+        made = cls(path, site=site, key=key, synced=synced)
         try:
             made._check_fresh()
+            made._keep_head()
         except BaseException:
             made.close()
             raise
@@ -104,7 +107,14 @@ class Ledger:
 
     @classmethod
     def begin_epoch(
-        cls, path: Path, *, site: str, key: Ed25519PrivateKey, now: float, witnesses: Collection[Witness] = ()
+        cls,
+        path: Path,
+        *,
+        site: str,
+        key: Ed25519PrivateKey,
+        now: float,
+        witnesses: Collection[Witness] = (),
+        synced: bool = True,
     ) -> Self:
         """Go on with a ledger that was restored from a backup.
 
@@ -118,7 +128,7 @@ class Ledger:
             DataError: the restored file is damaged.
             RemoteProtocolError: a witness is not signed, or not of this site's head.
         """
-        made = cls(path, site=site, key=key)
+        made = cls(path, site=site, key=key, synced=synced)
         try:
             made._begin_epoch(now, witnesses)
         except BaseException:
@@ -407,12 +417,7 @@ class Ledger:
             raise DataError(f"{self.path}: has no entry; it was emptied", code="ledger-damaged")
 
     def _head_file(self) -> Head | None:
-        """What the head file says; None without one, or with one that this site did not write."""
-        try:
-            head = Head.from_bytes(_head_path(self.path).read_bytes())
-        except (OSError, RemoteProtocolError):
-            return None
-        return head if head.is_signed_by(self._key.public_key()) else None
+        return read_head(_head_path(self.path), self._key.public_key())
 
     def _check_fresh(self) -> None:
         """Compare with what others have seen. What was once compatible stays so, because an account only grows."""
@@ -459,7 +464,7 @@ class Ledger:
             self._keep_head()
 
     def _keep_head(self) -> None:
-        write_whole(_head_path(self.path), head_of(self._account, self._key).to_bytes(), private=True)
+        write_head(_head_path(self.path), head_of(self._account, self._key).to_bytes())
 
 
 def _head_path(path: Path) -> Path:

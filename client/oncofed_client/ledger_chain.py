@@ -236,15 +236,17 @@ class Chain:
         - Of two processes one waits for the other's transaction.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, synced: bool = True) -> None:
         self.path = path
         if not path.is_file():
             raise DataError(f"{path}: does not exist; a site's ledger is made when it first approves a private plan")
         with sqlite_errors(path):
             self._connection = _connect(path, read_only=read_only)
+            # Bytes that are no text are an edited entry, and are shown as such.
+            self._connection.text_factory = lambda content: content.decode(errors="replace")
             if not read_only:
                 self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
 
     def close(self) -> None:
         """Close the file."""

@@ -6,23 +6,27 @@ beside it when the ledger alone was restored, and witnesses when the whole folde
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from oncofed_client.budget import Cost
 from oncofed_client.ledger_account import Account
+from oncofed_shared.errors import RemoteProtocolError, StorageError
 from oncofed_shared.renyi_filter import ORDERS
 from oncofed_shared.witness import Head, sign_head
 
-__all__ = ["contradiction", "head_of", "lost_in", "unsealed"]
+__all__ = ["HEAD_FILE", "contradiction", "head_of", "lost_in", "read_head", "unsealed", "write_head"]
 
+HEAD_FILE = "ledger.head"
 _SEAL = struct.Struct(f"<{2 * len(ORDERS) + 1}d")
 
 
@@ -58,10 +62,11 @@ def _is_more(cost: Cost) -> bool:
     return bool(np.any(cost.pooled > 0) or np.any(cost.own > 0) or cost.slack > 0)
 
 
-def contradiction(account: Account, head: Head, key: Ed25519PrivateKey) -> str | None:
+def contradiction(account: Account, head: Head, key: Ed25519PrivateKey | None) -> str | None:
     """Why an account cannot be the newest, if this head of it, signed by the site, was seen by somebody; None where it can.
 
-    A head of an earlier epoch may be of entries that a restore has lost, as long as what they charged was counted.
+    A head of an earlier epoch may be of entries that a restore has lost, as long as what they charged was counted. Without the
+    site's key the latter cannot be seen.
     """
     seen = f"somebody has seen entry {head.number} of epoch {head.epoch}"
     if head.site != account.site:
@@ -71,8 +76,8 @@ def contradiction(account: Account, head: Head, key: Ed25519PrivateKey) -> str |
     # The first restore after which entries of the head's epoch were no longer written.
     after = next(((first, total) for epoch, first, total in account.restores if epoch > head.epoch), None)
     if after is not None and head.number >= after[0]:
-        lost = unsealed(head, key)
-        if lost is None or _is_more(lost.beyond(after[1])):
+        lost = None if key is None else unsealed(head, key)
+        if key is not None and (lost is None or _is_more(lost.beyond(after[1]))):
             return f"{seen}, which a restore has lost, with charges that this ledger does not count"
         return None
     if account.hashes[head.number - 1] != head.hash:
@@ -100,3 +105,31 @@ def lost_in(total: Cost, heads: Iterable[Head], key: Ed25519PrivateKey) -> Cost:
             slack=max(lost.slack, more.slack),
         )
     return lost
+
+
+def write_head(path: Path, content: bytes) -> None:
+    """Write the newest head beside the ledger.
+
+    In place and without a sync: the ledger itself is synced, and a head that a power cut spoils is as if there were none.
+
+    Raises:
+        StorageError: it cannot be written. The ledger's entry stands all the same.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(descriptor, content, 0)
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or check rights") from None
+
+
+def read_head(path: Path, key: Ed25519PublicKey) -> Head | None:
+    """The head beside a ledger; None without one, or with one that this site did not write."""
+    try:
+        head = Head.from_bytes(path.read_bytes())
+    except (OSError, RemoteProtocolError):
+        return None
+    return head if head.is_signed_by(key) else None

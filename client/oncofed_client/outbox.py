@@ -34,6 +34,7 @@ class Outbox:
         path: its file, made when it is not there.
         epoch: the ledger's. Replies of another epoch are as if they had never been: after a restore nobody knows whether they
             were handed over.
+        synced: False only in a simulation, where nothing is handed to anybody: a power cut may then lose replies.
 
     Guarantees:
         - When `keep` returns, the reply is on the disk; when it fails, nothing of it is.
@@ -44,7 +45,7 @@ class Outbox:
         DataError: it is damaged.
     """
 
-    def __init__(self, path: Path, *, epoch: int) -> None:
+    def __init__(self, path: Path, *, epoch: int, synced: bool = True) -> None:
         self.path, self.epoch = path, epoch
         self._lock = threading.Lock()
         try:
@@ -61,7 +62,7 @@ class Outbox:
             )
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
                 self._connection.execute(_SCHEMA)
             except sqlite3.Error:
                 self._connection.close()

@@ -7,6 +7,7 @@ carries the ledger's head; the aggregator and the peers sign it back. A ledger t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgpack
 from cryptography.exceptions import InvalidSignature
@@ -15,9 +16,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from oncofed_shared.errors import RemoteProtocolError
 
-__all__ = ["MAX_HEAD", "Head", "Witness", "sign_head", "sign_witness"]
+__all__ = ["MAX_HEAD", "MAX_WITNESS", "Head", "Witness", "sign_head", "sign_witness"]
 
-MAX_HEAD, MAX_NAME = 1024, 128
+MAX_HEAD, MAX_WITNESS, MAX_NAME = 1024, 2048, 128
 _HEAD_LABEL, _WITNESS_LABEL = b"oncofed ledger head 1|", b"oncofed ledger witness 1|"
 
 
@@ -52,18 +53,13 @@ class Head:
         Raises:
             RemoteProtocolError: these bytes are not a head.
         """
-        if len(content) <= MAX_HEAD:
-            try:
-                site, epoch, number, digest, sealed, signature = msgpack.unpackb(content, use_list=False)
-            except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
-                pass
-            else:
-                kinds = [type(v) for v in (site, epoch, number, digest, sealed, signature)]
-                sizes = kinds == [str, int, int, bytes, bytes, bytes] and (len(digest), len(signature)) == (32, 64)
-                if sizes and epoch >= 1 and number >= 1 and len(site) <= MAX_NAME:
-                    head = cls(site=site, epoch=epoch, number=number, hash=digest, sealed=sealed, signature=signature)
-                    if head.to_bytes() == content:
-                        return head
+        values = _tuple_of(content, MAX_HEAD)
+        if [type(v) for v in values] == [str, int, int, bytes, bytes, bytes]:
+            site, epoch, number, digest, sealed, signature = values
+            head = cls(site=site, epoch=epoch, number=number, hash=digest, sealed=sealed, signature=signature)
+            sizes = (len(digest), len(signature)) == (32, 64) and len(site) <= MAX_NAME
+            if sizes and min(epoch, number) >= 1 and head.to_bytes() == content:
+                return head
         raise RemoteProtocolError("this is not the head of a ledger", code="ledger-head")
 
     def is_signed_by(self, key: Ed25519PublicKey) -> bool:
@@ -87,6 +83,28 @@ class Witness:
     head: bytes
     signature: bytes
 
+    def to_bytes(self) -> bytes:
+        """As it travels."""
+        packed: bytes = msgpack.packb((self.name, self.public_key, self.head, self.signature))
+        return packed
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> Witness:
+        """Inverse of `to_bytes`; the signatures are not looked at.
+
+        Raises:
+            RemoteProtocolError: these bytes are not a witness.
+        """
+        values = _tuple_of(content, MAX_WITNESS)
+        kinds = [type(v) for v in values]
+        if kinds == [str, bytes, bytes, bytes] and len(values[0]) <= MAX_NAME:
+            name, public_key, head, signature = values
+            Head.from_bytes(head)
+            witness = cls(name=name, public_key=public_key, head=head, signature=signature)
+            if (len(public_key), len(signature)) == (32, 64) and witness.to_bytes() == content:
+                return witness
+        raise RemoteProtocolError("this is not the witness of a ledger", code="ledger-witness")
+
     @property
     def is_signed(self) -> bool:
         """Whether the holder of `public_key` signed it."""
@@ -95,6 +113,17 @@ class Witness:
         except ValueError:
             return False
         return _verified(key, self.signature, _WITNESS_LABEL + msgpack.packb((self.name, self.head)))
+
+
+def _tuple_of(content: bytes, largest: int) -> tuple[Any, ...]:
+    """What a few bytes pack; nothing where they are too many, or no such thing."""
+    if len(content) > largest:
+        return ()
+    try:
+        values = msgpack.unpackb(content, use_list=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError):
+        return ()
+    return values if isinstance(values, tuple) else ()
 
 
 def _fields(head: Head) -> tuple[str, int, int, bytes, bytes]:
