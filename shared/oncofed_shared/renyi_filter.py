@@ -16,11 +16,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-from dp_accounting import DpEvent, GaussianDpEvent, NeighboringRelation, NonPrivateDpEvent, PoissonSampledDpEvent
-from dp_accounting.rdp import RdpAccountant
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from dp_accounting import DpEvent
 
 __all__ = ["ORDERS", "SLACK_SHARE", "RenyiFilter", "renyi_of", "step_event", "sum_of"]
 
@@ -35,6 +37,9 @@ Curve = NDArray[np.float64]
 
 def step_event(*, sampling_rate: float, noise_multiplier: float) -> DpEvent:
     """One step of Poisson-sampled Gaussian noise; without noise, a step that promises nothing."""
+    # The accountant takes a second to import, and settings need only ORDERS.
+    from dp_accounting import GaussianDpEvent, NonPrivateDpEvent, PoissonSampledDpEvent  # noqa: PLC0415
+
     if noise_multiplier <= 0:
         return NonPrivateDpEvent()
     return PoissonSampledDpEvent(sampling_rate, GaussianDpEvent(noise_multiplier))
@@ -42,6 +47,9 @@ def step_event(*, sampling_rate: float, noise_multiplier: float) -> DpEvent:
 
 @lru_cache(maxsize=512)
 def _one_step(sampling_rate: float, noise_multiplier: float) -> tuple[float, ...]:
+    from dp_accounting import NeighboringRelation  # noqa: PLC0415 - see `step_event`
+    from dp_accounting.rdp import RdpAccountant  # noqa: PLC0415
+
     accountant = RdpAccountant(ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
     accountant.compose(step_event(sampling_rate=sampling_rate, noise_multiplier=noise_multiplier))
     return tuple(float(r) for r in accountant.rdp)
