@@ -123,7 +123,9 @@ class ConsortiumPrivacy(_Sampled):
             )
             raise ValueError(message)
         if threshold is not None and not smallest <= threshold <= sites - drop:
-            message = f"must be {smallest} to {sites - drop}: 2 x threshold > sites + collude, and sites - drop >= threshold"
+            message = (
+                f"must be {smallest} to {sites - drop}: 2 x threshold > sites + collude, and sites - drop >= threshold"
+            )
             raise ValueError(message)
         return smallest if threshold is None else threshold
 
