@@ -54,7 +54,6 @@ class Charge:
         rules = {
             "sampling_rate must lie above 0 and be at most 1": 0 < self.sampling_rate <= 1,
             "noise_multiplier and own_noise_multiplier must be at least 0": min(numbers[1:3]) >= 0,
-            "noise_multiplier must be at least own_noise_multiplier": numbers[1] >= numbers[2],
             "all numbers must be finite": all(map(math.isfinite, numbers)),
             "steps must be a whole number from 1 on": type(self.steps) is int and self.steps >= 1,
             "part must be 'train' or 'test'": self.part in {"train", "test"},
@@ -64,10 +63,13 @@ class Charge:
         if broken:
             raise ConfigError(*(f"charge: {rule}" for rule in broken), code="charge")
 
-    @property
-    def kind(self) -> tuple[float, float, float, str, float]:
-        """Everything but the number of steps."""
-        return self.sampling_rate, self.noise_multiplier, self.own_noise_multiplier, self.part, self.slack
+    def covers(self, other: Charge) -> bool:
+        """Whether a step of the other costs no patient more than a step of this one."""
+        same = (self.sampling_rate, self.part) == (other.sampling_rate, other.part)
+        noisier = (
+            other.noise_multiplier >= self.noise_multiplier and other.own_noise_multiplier >= self.own_noise_multiplier
+        )
+        return same and noisier and other.slack <= self.slack
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -205,7 +205,7 @@ class Ledger:
 
         Args:
             reply_id: of session, step, attempt and request.
-            charge: of one kind of the plan's charges.
+            charge: costs no more per step than one of the plan's charges, which it is counted as.
 
         Raises:
             RemoteProtocolError: the id had another request (code `other-request`), or is over (`reply-is-over`).
@@ -218,14 +218,17 @@ class Ledger:
                 return _again(known, plan_hash, request_hash, charge, plan)
             if plan is None or plan.state != "open":
                 raise PolicyRefusal("the plan is not approved at this site, or is over", code="unapproved-plan")
-            line = next((i for i, c in enumerate(plan.charges) if c.kind == charge.kind), None)
+            lines = [i for i, c in enumerate(plan.charges) if c.covers(charge)]
+            if not lines:
+                raise LocalProtocolError(
+                    "a step that costs so much is not among the plan's charges", code="other-charges"
+                )
+            line = next((i for i in lines if charge.steps <= plan.charges[i].steps - plan.used[i]), None)
             if line is None:
-                raise LocalProtocolError("a charge of this kind is not among the plan's", code="other-charges")
-            left = plan.charges[line].steps - plan.used[line]
-            if charge.steps > left:
+                total = sum(plan.charges[i].steps for i in lines)
+                left = total - sum(plan.used[i] for i in lines)
                 raise PolicyRefusal(
-                    f"study {plan.study}: {charge.steps} steps asked, {left} left of the {plan.charges[line].steps} that were "
-                    "reserved at its approval",
+                    f"study {plan.study}: {charge.steps} steps asked, {left} left of the {total} reserved at its approval",
                     code="budget",
                 )
             body = {
@@ -481,7 +484,7 @@ def _reservation(account: Account, entry: int) -> Reservation:
 def _again(known: Reservation, plan_hash: str, request_hash: str, charge: Charge, plan: PlanAccount | None) -> int:
     """The entry of a reply that was reserved before."""
     same = (known.plan, known.request, known.steps) == (plan_hash, request_hash, charge.steps)
-    if not same or plan is None or plan.charges[known.line].kind != charge.kind:
+    if not same or plan is None or not plan.charges[known.line].covers(charge):
         raise RemoteProtocolError("this reply was asked for by another request", code="other-request")
     if known.state in {"void", "spent"}:
         raise RemoteProtocolError("this reply is over; a new attempt has an id of its own", code="reply-is-over")

@@ -165,7 +165,11 @@ class Policy(_Frozen):
     @model_validator(mode="after")
     def _possible(self) -> Self:
         problems = []
-        if self.epsilon_total is not None and self.epsilon_study is not None and self.epsilon_study > self.epsilon_total:
+        if (
+            self.epsilon_total is not None
+            and self.epsilon_study is not None
+            and self.epsilon_study > self.epsilon_total
+        ):
             problems.append("epsilon_study must not be above epsilon_total")
         if not set(self.orders) <= set(ORDERS) or len(set(self.orders)) < len(self.orders):
             problems.append(f"orders must be some of {', '.join(f'{a:g}' for a in ORDERS)}, each once")

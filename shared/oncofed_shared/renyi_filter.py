@@ -28,7 +28,7 @@ __all__ = ["ORDERS", "SLACK_SHARE", "RenyiFilter", "renyi_of", "step_event", "su
 
 ORDERS = (2.0, 3.0, 4.0, 6.0, 9.0, 14.0, 24.0, 48.0)
 """Every order that an account keeps. Between an epsilon of 0.5 and one of 20 one of them is within 3 % of the best."""
-SLACK_SHARE = 0.1
+SLACK_SHARE = 1e-3
 """Part of delta that is kept for what samplers and truncation cost; the rest is the filter's."""
 
 Curve = NDArray[np.float64]
