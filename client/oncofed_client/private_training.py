@@ -19,12 +19,13 @@ from oncofed_client.integer_step import integer_sum, sample
 from oncofed_client.noise import discrete_gaussian
 from oncofed_client.patient_gradients import Loss, doubled, per_patient
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet, optimiser_step, strengths
+from oncofed_client.training import TrainingSet, optimiser_step
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import patient_losses, targets
 from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
+from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.privacy import Mechanism
 
