@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,18 +21,21 @@ from oncofed_client.memory import Memories, Memory
 from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.rounds import check_control, train_round
 from oncofed_client.scratch import Scratch
+from oncofed_client.session import Session, training_set
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
-from oncofed_shared.layout import Layout
-from oncofed_shared.losses import predict, targets
+from oncofed_shared.features import Preparation, check_columns, column_sums
+from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
     Arrays,
     Columns,
+    Contribute,
+    Contribution,
     Describe,
     Description,
     Evaluate,
+    Exchange,
     Head,
     Open,
     Ready,
@@ -47,13 +49,15 @@ from oncofed_shared.messages import (
     Trial,
     Update,
 )
-from oncofed_shared.network import FusionNetwork
-from oncofed_shared.plan import ClassificationTask, Plan
+from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, Plan
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
-__all__ = ["Session", "Site", "Source", "training_set"]
+if TYPE_CHECKING:
+    from oncofed_client.contributor import Contributor
+
+__all__ = ["Site", "Source"]
 
 _PART_CODES = {"train": 0, "validation": 1, "test": 2}
 
@@ -72,47 +76,6 @@ class Source(Protocol):
         """Part of each patient, (n,): 0 train, 1 validation, 2 test, -1 none. A patient's part never changes in a trial."""
 
 
-@dataclass(kw_only=True)
-class Session:
-    """What a site keeps of one training run.
-
-    Attributes:
-        whole: all parameters.
-        layout: those that are shared.
-        local: first values of the others.
-    """
-
-    plan: Plan
-    trial: Trial
-    preparation: Preparation
-    network: FusionNetwork
-    whole: Layout
-    layout: Layout
-    local: Arrays
-    cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
-
-    @cached_property
-    def label(self) -> str:
-        """The trial in words, for keys of batches and dropout."""
-        return str(self.trial)
-
-    def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
-        """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
-        return shared | {n: kept.get(n, first) for n, first in self.local.items()}
-
-
-def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
-    """The chosen patients of a cohort as tensors in the plan's dtype."""
-    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
-    values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
-    labels = {t: v[rows] for t, v in cohort.labels.items()}
-    return TrainingSet(
-        values=torch.from_numpy(values).to(dtype),
-        seen=torch.from_numpy(seen).to(dtype),
-        goals=targets(plan, labels, preparation.class_weights),
-    )
-
-
 class Site:
     """One hospital.
 
@@ -123,6 +86,7 @@ class Site:
         state: folder for what must outlive this process; without it a session ends with the process.
         noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
         scratch: makes its networks; sites that answer in turn in one process may have one in common.
+        contributor: its keys and its ledger; without one it takes no part in sums over the consortium.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
@@ -137,7 +101,9 @@ class Site:
         state: Path | None = None,
         noise_seed: int | None = None,
         scratch: Scratch | None = None,
+        contributor: Contributor | None = None,
     ) -> None:
+        self.contributor = contributor
         self.state = state
         self.scratch = scratch or Scratch()
         self.source = source
@@ -200,10 +166,30 @@ class Site:
                 self._open(plan, head, request.columns, request.arrays)
                 self._keep(request)
                 return Ready(head=head, site=self.name)
+            case _:
+                return self._worked(plan, request)
+
+    def _worked(self, plan: Plan, request: Train | Evaluate | Exchange | Contribute) -> Reply:
+        """What needs an open session, or the keys of one."""
+        match request:
             case Train():
                 return self._train(request)
             case Evaluate():
                 return self._evaluate(request)
+            case Exchange():
+                return self._shares(plan).exchange(plan, request)
+            case Contribute():
+                return self._contribute(request)
+
+    def _shares(self, plan: Plan) -> Contributor:
+        """What this site takes part in secure sums with.
+
+        Raises:
+            PolicyRefusal: the plan has none, or the site keeps no ledger.
+        """
+        if self.contributor is None or not isinstance(plan.privacy, ConsortiumPrivacy):
+            raise PolicyRefusal("the plan has no secure sums, or this site keeps no ledger", code="no-ledger")
+        return self.contributor
 
     def _rows(self, plan: Plan, cohort: Cohort, trial: Trial, part: str) -> NDArray[np.bool_]:
         if part == "all":
@@ -267,6 +253,10 @@ class Site:
             layout=bench.layout,
             local=bench.local,
         )
+        if isinstance(plan.privacy, ConsortiumPrivacy) and self.name in plan.privacy.patients:
+            from oncofed_client.shares import run_charges  # noqa: PLC0415 - accountants take seconds to import
+
+            self._shares(plan).approve(plan, head, run_charges(plan, session.whole))
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}
         return session
@@ -336,24 +326,51 @@ class Site:
         update = Update(head=head, site=self.name, vector=vector)
         return self.private.done(request, update) if private else update
 
-    def _evaluate(self, request: Evaluate) -> Tables:
-        session = self._session(request.head)
+    def _contribute(self, request: Contribute) -> Contribution:
+        from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above
+        from oncofed_shared.noised_tables import coarse_counts  # noqa: PLC0415
+
+        head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
-        plan, trial, part = session.plan, request.head.trial, request.part
-        cohort, data = self._data(session, trial, part)
-        kept = self.memories.of(request.head).after if session.local else {}
-        everything = session.whole.flatten(session.complete(request.parameters, kept))
+        plan = session.plan
+        contributor = self._shares(plan)
+        if request.kind == "train":
+            if not 1 <= request.round <= plan.training.rounds:
+                raise RemoteProtocolError("this round is not the plan's", code="round-is-over")
+            _, data = self._data(session, head.trial, "train")
+            planned = training_share(plan, session.network, session.whole, data, request.parameters)
+        else:
+            predictions, labels, _ = self._predicted(session, head, request.parameters, "test")
+            planned = scores_share(plan, coarse_counts(plan, predictions, labels))
+        return contributor.contribute(
+            plan, request, size=planned.size, charge=planned.charge, largest=planned.largest, share=planned.share
+        )
+
+    def _predicted(
+        self, session: Session, head: Head, parameters: Arrays, part: str
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[Any]], dict[str, NDArray[np.int64]]]:
+        """Predictions, labels and subgroups of the patients of a part."""
+        plan = session.plan
+        cohort, data = self._data(session, head.trial, part)
+        kept = self.memories.of(head).after if session.local else {}
+        everything = session.whole.flatten(session.complete(parameters, kept))
         session.network.vector.copy_(torch.from_numpy(everything))
         session.network.eval()
         with torch.no_grad():
             predictions = predict(plan, session.network(data.values, data.seen))
-        rows = self._rows(plan, cohort, trial, part)
-        vector = tabulate(
-            plan,
-            predictions,
-            {t: v[rows] for t, v in cohort.labels.items()},
-            {s: v[rows] for s, v in cohort.subgroups.items()},
-            subgroups=request.subgroups,
-        )
+        rows = self._rows(plan, cohort, head.trial, part)
+        labels = {t: v[rows] for t, v in cohort.labels.items()}
+        return predictions, labels, {s: v[rows] for s, v in cohort.subgroups.items()}
+
+    def tabulated(self, head: Head, parameters: Arrays, *, part: str, subgroups: bool) -> NDArray[np.float64]:
+        """Exact tables over a part of this site's patients, for the site's own eyes: no message of a private plan has them."""
+        session = self._session(head)
+        session.layout.check(parameters)
+        with one_thread():
+            predictions, labels, members = self._predicted(session, head, parameters, part)
+        return tabulate(session.plan, predictions, labels, members, subgroups=subgroups)
+
+    def _evaluate(self, request: Evaluate) -> Tables:
+        vector = self.tabulated(request.head, request.parameters, part=request.part, subgroups=request.subgroups)
         cells, counts = sparse(vector)
         return Tables(head=request.head, site=self.name, size=len(vector), cells=cells, counts=counts)

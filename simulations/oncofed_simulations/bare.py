@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oncofed_client.site import Site, training_set
+from oncofed_client.session import training_set
+from oncofed_client.site import Site
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import Preparation
