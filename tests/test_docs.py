@@ -38,6 +38,7 @@ STUDY = {
     "`[evaluation.reference.NAME]`": plan.Reference,
     "`[privacy]`, none": plan.NoPrivacy,
     "`[privacy]`, at the site": plan.SitePrivacy,
+    "`[privacy]`, consortium": plan.ConsortiumPrivacy,
     "`[simulation]`": plan.Simulation,
     "`[simulation.cohort]`": CohortSettings,
 }

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 
-from oncofed_shared.plan_privacy import NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
+from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
@@ -27,6 +27,7 @@ __all__ = [
     "CategoricalColumn",
     "ClassificationTask",
     "Column",
+    "ConsortiumPrivacy",
     "Evaluation",
     "Modality",
     "ModelSettings",
@@ -627,7 +628,7 @@ class Plan(Frozen):
 
     @field_validator("privacy")
     @classmethod
-    def _legal(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
+    def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
         problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
         if strategy is not None and privacy.noise in MODES:
