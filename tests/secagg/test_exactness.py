@@ -10,7 +10,8 @@ import pytest
 
 from oncofed_shared.secagg import AggregatorPhase
 
-PATTERNS_OF_LARGER = 500
+# Of each larger number of sites so many patterns; 500 together. A step of n sites costs n * n exchanges of keys.
+PATTERNS = {9: 300, 12: 140, 17: 52, 50: 8}
 
 
 def largest_drop(sites: int, collude: int = 1) -> int:
@@ -36,11 +37,11 @@ def test_every_pattern_of_missing_sites_up_to_drop_gives_the_plain_sum(federatio
         assert_exact(world, world.make_step(number), {world.names[i] for i in pattern})
 
 
-@pytest.mark.parametrize("sites", [9, 13, 24, 50])
+@pytest.mark.parametrize("sites", PATTERNS)
 def test_random_patterns_and_the_boundary_give_the_plain_sum(federation, sites):
     drop = largest_drop(sites)
     draw = random.Random(sites)
-    patterns = [draw.sample(range(sites), draw.randint(0, drop)) for _ in range(PATTERNS_OF_LARGER // 4)]
+    patterns = [draw.sample(range(sites), draw.randint(0, drop)) for _ in range(PATTERNS[sites])]
     patterns += [[], list(range(drop)), list(range(sites - drop, sites))]
     world = federation(sites, drop=drop, block=len(patterns))
     world.set_up()
@@ -49,12 +50,11 @@ def test_random_patterns_and_the_boundary_give_the_plain_sum(federation, sites):
 
 
 @pytest.mark.parametrize("sites", range(3, 51))
-def test_every_number_of_sites_adds_up_with_all_and_at_the_boundary(federation, sites):
+def test_every_number_of_sites_adds_up_with_all_or_at_the_boundary(federation, sites):
     drop = largest_drop(sites)
-    world = federation(sites, drop=drop, block=2)
+    world = federation(sites, drop=drop, block=1)
     world.set_up()
-    assert_exact(world, world.make_step(0), set())
-    assert_exact(world, world.make_step(1), set(world.names[:drop]))
+    assert_exact(world, world.make_step(0), set(world.names[:drop]) if sites % 2 else set())
 
 
 @pytest.mark.parametrize("sites", [4, 8, 11])

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
 from oncofed_shared.secagg.block import check_advert, setup_hash, slot
 from oncofed_shared.secagg.group import Group, Step
-from oncofed_shared.secagg.keys import commit, pair_key, public_key, self_key, verify
+from oncofed_shared.secagg.keys import agreement, commit, pair_key, public_key, self_key, verify
 from oncofed_shared.secagg.masks import Words, add_masks, array_hash, word
 from oncofed_shared.secagg.messages import (
     Advert,
@@ -365,11 +365,11 @@ class AggregatorParty:
         terms = [(self_key(group, setup, step, n, self._secrets[n]), True) for n in self._names]
         for name in group.names:
             if name not in self._names:
+                private = agreement(self._secrets[name])
                 for survivor in self._names:
                     advert, index = self._advert(survivor)
                     public = slot(advert.keys, index)
-                    pair, secret = (name, survivor), self._secrets[name]
-                    key = pair_key(group, setup, step, names=pair, secret=secret, public=public)
+                    key = pair_key(group, setup, step, names=(name, survivor), secret=private, public=public)
                     terms.append((key, survivor < name))
         return terms
 

@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.secagg.group import HASH_BYTES, Group
-from oncofed_shared.secagg.keys import commit, deal_key, hashed, public_key, seal, sign, unseal, verify
+from oncofed_shared.secagg.keys import agreement, commit, deal_key, hashed, public_key, seal, sign, unseal, verify
 from oncofed_shared.secagg.messages import Advert, Adverts, Deals, Dealt
 from oncofed_shared.secagg.shamir import DIGITS, PRIME, SECRET_BYTES, split
 from oncofed_shared.secagg.wire import from_bytes, to_bytes
@@ -132,7 +133,7 @@ class BlockKeys:
             count=len(group.members),
             entropy=self.entropy,
         )
-        sealed = []
+        sealed, transport = [], agreement(self.transport)
         for advert, shares in zip(adverts, made, strict=True):
             if advert.site != self.name:
                 key = deal_key(
@@ -141,7 +142,7 @@ class BlockKeys:
                     self.block,
                     sender=self.name,
                     receiver=advert.site,
-                    secret=self.transport,
+                    secret=transport,
                     public=advert.transport,
                 )
                 sealed.append((advert.site, seal(key, shares.astype("<u4").tobytes())))
@@ -161,21 +162,22 @@ class BlockKeys:
         peers = tuple(n for n in group.names if n != self.name)
         if tuple(n for n, _ in deals.sealed) != peers:
             raise RemoteProtocolError("the shares are not one packet of every peer, sorted by name", code="deal")
-        opened = {name: self._opened(name, sealed) for name, sealed in deals.sealed}
+        transport = agreement(self.transport)
+        opened = {name: self._opened(name, sealed, transport) for name, sealed in deals.sealed}
         assert self.own is not None  # noqa: S101 - set with `dealt`
         opened[self.name] = self.own
         self.shares = np.stack([opened[name] for name in group.names])
         # With the transport key, who recorded the packets could open the shares of steps that are long erased.
         self.own, self.transport = None, b""
 
-    def _opened(self, sender: str, sealed: bytes) -> NDArray[np.uint32]:
+    def _opened(self, sender: str, sealed: bytes, transport: X25519PrivateKey) -> NDArray[np.uint32]:
         key = deal_key(
             self.group,
             self.setup,
             self.block,
             sender=sender,
             receiver=self.name,
-            secret=self.transport,
+            secret=transport,
             public=self.peer(sender).transport,
         )
         content = unseal(key, sealed)

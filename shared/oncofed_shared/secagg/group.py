@@ -52,6 +52,8 @@ class Group:
         ring_bits: sums are modulo 2**ring_bits.
         block: steps whose keys are dealt in one set-up; block b covers the numbers b * block to (b + 1) * block - 1.
         reference: allows `collude = 0`, for a comparison that protects nobody from a site that colludes.
+        digest: SHA-256 of all of the above and the suite.
+        names: of the sites, sorted.
 
     Guarantees:
         - Exists only with at least 3 sites, different names and keys, 2t > n + c and n - d >= t (protocol 4).
@@ -71,6 +73,8 @@ class Group:
     block: int = 64
     reference: bool = False
     digest: bytes = field(init=False, repr=False, compare=False)
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _places: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         problems = [*self._member_problems(), *self._number_problems()]
@@ -85,6 +89,9 @@ class Group:
             (self.threshold, self.drop, self.collude, self.ring_bits, self.block, self.reference),
         )
         object.__setattr__(self, "digest", hashlib.sha256(msgpack.packb(content)).digest())
+        names = tuple(name for name, _ in self.members)
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "_places", {name: place for place, name in enumerate(names, start=1)})
 
     def _member_problems(self) -> list[str]:
         problems = []
@@ -122,18 +129,13 @@ class Group:
             problems.append(f"a block of {self.block} steps; 1 to {BLOCK_MAX}")
         return problems
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the sites, sorted."""
-        return tuple(name for name, _ in self.members)
-
     def key(self, name: str) -> bytes:
         """Raw Ed25519 public key of a site."""
-        return dict(self.members)[name]
+        return self.members[self._places[name] - 1][1]
 
     def place(self, name: str) -> int:
         """Where a site's shares lie on the polynomials: 1 to n."""
-        return self.names.index(name) + 1
+        return self._places[name]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

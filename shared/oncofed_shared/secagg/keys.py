@@ -21,6 +21,7 @@ from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.secagg.group import SUITE, Group, Step
 
 __all__ = [
+    "agreement",
     "commit",
     "deal_key",
     "hashed",
@@ -68,7 +69,7 @@ def verify(group: Group, name: str, signature: bytes, purpose: str, *parts: Any)
 
 def public_key(secret: bytes) -> bytes:
     """X25519 public key of 32 secret bytes."""
-    return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
+    return agreement(secret).public_key().public_bytes_raw()
 
 
 def commit(group: Group, name: str, number: int, seed: bytes) -> bytes:
@@ -81,15 +82,22 @@ def _derive(secret: bytes, purpose: str, *parts: Any) -> bytes:
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=None, info=_bound(purpose, *parts)).derive(secret)
 
 
-def _exchange(secret: bytes, public: bytes) -> bytes:
+def agreement(secret: bytes) -> X25519PrivateKey:
+    """X25519 key of 32 secret bytes; making it costs as much as using it, so make it once for all peers."""
+    return X25519PrivateKey.from_private_bytes(secret)
+
+
+def _exchange(secret: X25519PrivateKey, public: bytes) -> bytes:
     try:
-        return X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(public))
+        return secret.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
         # A point of small order: its owner could make the mask predictable.
         raise RemoteProtocolError("a peer's public key is none that keys can be exchanged with", code="key") from None
 
 
-def pair_key(group: Group, setup: bytes, step: Step, *, names: tuple[str, str], secret: bytes, public: bytes) -> bytes:
+def pair_key(
+    group: Group, setup: bytes, step: Step, *, names: tuple[str, str], secret: X25519PrivateKey, public: bytes
+) -> bytes:
     """Key of the mask that two sites share in a step; the same from either side.
 
     Args:
@@ -110,7 +118,7 @@ def self_key(group: Group, setup: bytes, step: Step, name: str, seed: bytes) -> 
 
 
 def deal_key(
-    group: Group, setup: bytes, block: int, *, sender: str, receiver: str, secret: bytes, public: bytes
+    group: Group, setup: bytes, block: int, *, sender: str, receiver: str, secret: X25519PrivateKey, public: bytes
 ) -> bytes:
     """Key under which `sender` sends `receiver` its shares of a block, once.
 

@@ -41,7 +41,7 @@ def split(
         message = f"{threshold} of {count} shares; 1 <= threshold <= count <= {MEMBERS_MAX}"
         raise ValueError(message)
     digits = _digits(secrets).reshape(1, -1)
-    random = _uniform((threshold - 1) * digits.size, entropy).reshape(threshold - 1, -1)
+    random = _uniform((threshold - 1) * digits.size, entropy).reshape(threshold - 1, digits.size)
     powers = [[pow(place, k, PRIME) for k in range(threshold)] for place in range(1, count + 1)]
     shares = _product(np.array(powers, dtype=np.int64), np.concatenate([digits, random]))
     return shares.astype(np.uint32).reshape(count, len(secrets), DIGITS)

@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
 from oncofed_shared.secagg.block import KEY, SEED, BlockKeys, slot
 from oncofed_shared.secagg.group import Group, Step
-from oncofed_shared.secagg.keys import pair_key, self_key, sign, verify
+from oncofed_shared.secagg.keys import agreement, pair_key, self_key, sign, verify
 from oncofed_shared.secagg.masks import Words, add_masks, array_hash, word
 from oncofed_shared.secagg.messages import (
     Advert,
@@ -205,12 +205,12 @@ class SiteParty:
 
     def _masks(self, keys: BlockKeys, step: Step, secret: bytes, seed: bytes) -> list[tuple[bytes, bool]]:
         """Keys of all masks; of a pair, the first by name adds and the other subtracts."""
-        index = keys.index(step.number)
+        index, private = keys.index(step.number), agreement(secret)
         terms = [(self_key(self.group, keys.setup, step, self.name, seed), False)]
         for peer in keys.adverts:
             if peer.site != self.name:
                 pair, public = (self.name, peer.site), slot(peer.keys, index)
-                key = pair_key(self.group, keys.setup, step, names=pair, secret=secret, public=public)
+                key = pair_key(self.group, keys.setup, step, names=pair, secret=private, public=public)
                 terms.append((key, self.name > peer.site))
         return terms
 

@@ -34,13 +34,13 @@ def to_bytes(message: Message) -> bytes:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (bytes, str, int)):
+        return value
     if dataclasses.is_dataclass(value):
         return [_plain(getattr(value, f.name)) for f in dataclasses.fields(value)]
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
-    if isinstance(value, np.ndarray):
-        return [8 * value.itemsize, np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).data.cast("B")]
-    return value
+    return [8 * value.itemsize, np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("<")).data.cast("B")]
 
 
 def from_bytes(content: bytes) -> Message:
