@@ -48,7 +48,9 @@ def policy_objections(plan: Plan, policy: Policy) -> tuple[str, ...]:
             )
     if not isinstance(privacy, NoPrivacy):
         if policy.epsilon_study is not None and privacy.epsilon > policy.epsilon_study:
-            found.append(f"policy.epsilon_study: is {policy.epsilon_study:g}, and the plan promises only {privacy.epsilon:g}")
+            found.append(
+                f"policy.epsilon_study: is {policy.epsilon_study:g}, and the plan promises only {privacy.epsilon:g}"
+            )
         limited = any((policy.epsilon_total, policy.epsilon_study, policy.epsilon_alone))
         if limited and privacy.delta > policy.delta_total:
             found.append(f"policy.delta_total: is {policy.delta_total:g}, and the plan's delta is {privacy.delta:g}")
