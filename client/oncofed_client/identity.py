@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["KEY_FILE", "PUBLIC_FILE", "fingerprint_of", "identity_of", "public_half", "raw_public"]
+__all__ = ["KEY_FILE", "PUBLIC_FILE", "fingerprint_of", "identity_of", "public_half", "raw_public", "read_public"]
 
 KEY_FILE, PUBLIC_FILE = "identity.key", "identity.pub"
 
@@ -68,6 +68,8 @@ def identity_of(folder: Path) -> Ed25519PrivateKey:
     public = folder / PUBLIC_FILE
     if not public.exists():
         write_whole(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    if raw_public(public_half(folder)) != raw_public(key.public_key()):
+        raise DataError(f"{public}: is not the public half of {KEY_FILE} beside it; one of them was replaced")
     return key
 
 
@@ -105,7 +107,15 @@ def public_half(folder: Path) -> Ed25519PublicKey:
     Raises:
         DataError: it is absent or is not such a key.
     """
-    path = folder / PUBLIC_FILE
+    return read_public(folder / PUBLIC_FILE)
+
+
+def read_public(path: Path) -> Ed25519PublicKey:
+    """A public key from a file.
+
+    Raises:
+        DataError: it is absent or is not such a key.
+    """
     try:
         key = load_pem_public_key(path.read_bytes())
     except OSError as error:

@@ -334,7 +334,7 @@ class Ledger:
         """Every plan that was ever approved, in order of approval. They are the ledger's own: read them only."""
         with self._lock:
             self._catch_up()
-            return tuple(sorted((*self._account.ended, *self._account.plans.values()), key=lambda p: p.entry))
+            return self._account.all_plans()
 
     def reservation(self, reply_id: str) -> Reservation | None:
         """What was reserved for a reply. It is the ledger's own: read it only."""

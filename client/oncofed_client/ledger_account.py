@@ -121,6 +121,7 @@ class Account:
 
     Attributes:
         number, at, epoch: of the last entry.
+        policy: under which the last plan was approved.
         plans: by hash.
         replies: by id.
         reservations: by number of their entry.
@@ -133,6 +134,7 @@ class Account:
     number: int = 0
     at: float = 0.0
     epoch: int = 1
+    policy: BudgetPolicy | None = None
     plans: dict[str, PlanAccount] = field(default_factory=dict)
     ended: list[PlanAccount] = field(default_factory=list)
     replies: dict[str, Reservation] = field(default_factory=dict)
@@ -144,9 +146,13 @@ class Account:
     def total(self) -> Cost:
         """What a patient of this site has paid at most, all studies together."""
         total = self.debt
-        for plan in (*self.ended, *self.plans.values()):
+        for plan in self.all_plans():
             total = total + cost_of(plan.counted)
         return total
+
+    def all_plans(self) -> tuple[PlanAccount, ...]:
+        """Every plan that was ever approved, in that order; one that was approved anew is there twice."""
+        return tuple(sorted((*self.ended, *self.plans.values()), key=lambda p: p.entry))
 
     def problem(self, entry: Entry) -> str | None:
         """Why an entry may not follow the ones so far; None where it may."""
@@ -171,6 +177,7 @@ class Account:
         match entry.kind:
             case "approve":
                 charges = _charges(body)
+                self.policy = BudgetPolicy.from_body(body["policy"])
                 if body["plan"] in self.plans:
                     self.ended.append(self.plans[body["plan"]])
                 self.plans[body["plan"]] = PlanAccount(

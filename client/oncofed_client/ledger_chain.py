@@ -45,14 +45,19 @@ FIRST_LINK = bytes(32)
 KINDS = ("open", "approve", "reserve", "commit", "void", "close", "epoch")
 BUSY_SECONDS = 30.0
 _HASH_LABEL, _SIGNATURE_LABEL = b"oncofed ledger entry", b"oncofed ledger signature"
+# No column but the number is unique: INSERT OR REPLACE would remove the other row without asking a trigger.
 _SCHEMA = """
 CREATE TABLE entries (
     number INTEGER PRIMARY KEY, content TEXT NOT NULL,
-    previous BLOB NOT NULL, hash BLOB NOT NULL UNIQUE, signature BLOB NOT NULL
+    previous BLOB NOT NULL, hash BLOB NOT NULL, signature BLOB NOT NULL
 ) STRICT;
 CREATE TABLE witnesses (
-    name TEXT NOT NULL, public_key BLOB NOT NULL, head BLOB NOT NULL, signature BLOB NOT NULL UNIQUE
+    name TEXT NOT NULL, public_key BLOB NOT NULL, head BLOB NOT NULL, signature BLOB NOT NULL
 ) STRICT;
+CREATE INDEX witness_signatures ON witnesses (signature);
+CREATE TRIGGER witnesses_once BEFORE INSERT ON witnesses
+    WHEN EXISTS (SELECT 1 FROM witnesses WHERE signature = NEW.signature)
+    BEGIN SELECT RAISE(IGNORE); END;
 CREATE TRIGGER entries_in_order BEFORE INSERT ON entries
     WHEN NEW.number <> (SELECT COALESCE(MAX(number), 0) + 1 FROM entries)
     BEGIN SELECT RAISE(ABORT, 'entries are appended in order'); END;
@@ -285,9 +290,7 @@ class Chain:
     def add_witness(self, name: str, public_key: bytes, head: bytes, signature: bytes) -> None:
         """Keep a signed head; the same one once."""
         with sqlite_errors(self.path):
-            self._connection.execute(
-                "INSERT OR IGNORE INTO witnesses VALUES (?, ?, ?, ?)", (name, public_key, head, signature)
-            )
+            self._connection.execute("INSERT INTO witnesses VALUES (?, ?, ?, ?)", (name, public_key, head, signature))
 
     def structure(self) -> list[str]:
         """What SQLite itself finds wrong, and which of the ledger's own safeguards are gone."""

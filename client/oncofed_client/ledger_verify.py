@@ -15,7 +15,7 @@ from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, read_head
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.witness import Head, Witness
 
-__all__ = ["verify"]
+__all__ = ["read_account", "verify"]
 
 MOST_LINES = 20
 
@@ -48,6 +48,28 @@ def verify(path: Path, public_key: Ed25519PublicKey, *, witnesses: Collection[Wi
     if account is not None:
         problems += _freshness(path, account, public_key, [*kept, *witnesses])
     return _shortened(problems)
+
+
+def read_account(path: Path, public_key: Ed25519PublicKey) -> Account:
+    """What a ledger's entries add up to, for somebody who only reads; it may be in use meanwhile.
+
+    Raises:
+        DataError: it is absent or not sound.
+        StorageError: it cannot be opened.
+    """
+    chain = Chain(path, read_only=True)
+    try:
+        rows = chain.rows()
+    finally:
+        chain.close()
+    problems = _chain_problems(rows, public_key)
+    account = None if problems else _replayed(rows, public_key, problems)
+    if account is None:
+        lines = _shortened([f"{path}: {p}" for p in problems])
+        raise DataError(
+            *lines, f"{path}: is not sound, so it says nothing; bring it back from a backup", code="ledger-damaged"
+        )
+    return account
 
 
 def _chain_problems(rows: list[Row], key: Ed25519PublicKey) -> list[str]:
