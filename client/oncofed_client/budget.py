@@ -18,7 +18,7 @@ from oncofed_shared.renyi_filter import ORDERS, Curve, RenyiFilter, renyi_of, st
 
 __all__ = ["BudgetPolicy", "Charge", "Cost", "cost_of", "epsilon_of_charges"]
 
-Part = Literal["train", "test"]
+Part = Literal["train", "validation", "test"]
 FINE, COARSE, LARGE = 1e-4, 1e-3, 100.0
 """Grids of the privacy loss, and the epsilon from which on the Renyi accountant's must do: it promises nearly nothing anyway."""
 _RENYI = (*range(2, 64), 80, 96, 128, 192, 256, 512)
@@ -56,7 +56,7 @@ class Charge:
             "noise_multiplier and own_noise_multiplier must be at least 0": min(numbers[1:3]) >= 0,
             "all numbers must be finite": all(map(math.isfinite, numbers)),
             "steps must be a whole number from 1 on": type(self.steps) is int and self.steps >= 1,
-            "part must be 'train' or 'test'": self.part in {"train", "test"},
+            "part must be 'train', 'validation' or 'test'": self.part in {"train", "validation", "test"},
             "slack must lie between 0 and 1": 0 <= self.slack < 1,
         }
         broken = [rule for rule, holds in rules.items() if not holds]

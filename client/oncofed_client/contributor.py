@@ -27,8 +27,7 @@ from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
 from oncofed_shared import secagg
 from oncofed_shared.errors import DataError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.formation import group_of, to_ring
-from oncofed_shared.layout import fingerprint
+from oncofed_shared.formation import group_of, step_of, to_ring
 from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Formation, Head
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import write_whole
@@ -176,12 +175,16 @@ class Contributor:
         """
         head, formation = request.head, request.formation
         party = self._party(plan, head, formation, begins=False)
-        digest = fingerprint(request.parameters)
-        step = secagg.Step(
-            number=request.number, attempt=0, parameters=bytes.fromhex(digest), size=size, kind=request.kind
+        step = step_of(
+            number=request.number,
+            size=size,
+            kind=request.kind,
+            round_number=request.round,
+            parameters=request.parameters,
+            histogram=request.histogram,
         )
         reply_id = f"{head.session}|{formation.name}|{request.number}"
-        asked = (plan.hash, repr(head.trial), formation.members, request.kind, request.round, digest)
+        asked = (plan.hash, repr(head.trial), formation.members, step.parts)
         request_hash = hashlib.sha256(repr((reply_id, asked)).encode()).hexdigest()
 
         def compute() -> bytes:

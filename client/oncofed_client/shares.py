@@ -10,16 +10,15 @@ from numpy.typing import NDArray
 from oncofed_client.budget import Charge
 from oncofed_client.contributor import Share
 from oncofed_client.integer_step import consortium_share, tables_share
-from oncofed_client.plan_charges import tables_charge, training_charge
+from oncofed_client.plan_charges import Scored, tables_charge, tables_mechanism, training_charge
 from oncofed_client.training import TrainingSet
-from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism
+from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
-from oncofed_shared.noised_tables import coarse_size
 from oncofed_shared.plan import Plan
 
-__all__ = ["PlannedShare", "run_charges", "scores_share", "training_share"]
+__all__ = ["PlannedShare", "scores_share", "training_share"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,19 +38,6 @@ class PlannedShare:
     share: Share
 
 
-def _tables(plan: Plan) -> TablesMechanism:
-    return TablesMechanism.for_plan(plan, cells=coarse_size(plan), entries=len(plan.tasks))
-
-
-def run_charges(plan: Plan, layout: Layout) -> tuple[Charge, ...]:
-    """Everything that a run may charge a patient: all steps with the spare ones, and the tables if they are released."""
-    mechanism = ConsortiumMechanism.for_plan(plan, parameters=layout.size)
-    charges: tuple[Charge, ...] = (training_charge(mechanism, steps=mechanism.steps),)
-    if getattr(plan.privacy, "score_epsilon", None) is not None:
-        charges += (tables_charge(_tables(plan)),)
-    return charges
-
-
 def training_share(
     plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays
 ) -> PlannedShare:
@@ -67,17 +53,18 @@ def training_share(
     )
 
 
-def scores_share(plan: Plan, counts: NDArray[np.float64]) -> PlannedShare:
-    """The noised tables of the site's test patients.
+def scores_share(plan: Plan, part: Scored, counts: NDArray[np.float64]) -> PlannedShare:
+    """The noised counts of the site's patients of a part.
 
     Args:
-        counts: of `noised_tables.coarse_counts`.
+        part: `validation` for the histogram of scores, `test` for the tables.
+        counts: of `noised_tables`.
     """
-    mechanism = _tables(plan)
+    mechanism = tables_mechanism(plan, part)
     whole = np.rint(counts).astype(np.int64)
     return PlannedShare(
         size=mechanism.cells,
-        charge=tables_charge(mechanism),
+        charge=tables_charge(mechanism, part),
         largest=mechanism.room + mechanism.tail,
         share=lambda random: tables_share(whole, mechanism=mechanism, random=random),
     )

@@ -49,6 +49,7 @@ from oncofed_shared.messages import (
     Trial,
     Update,
 )
+from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
 from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, Plan
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
@@ -254,9 +255,10 @@ class Site:
             local=bench.local,
         )
         if isinstance(plan.privacy, ConsortiumPrivacy) and self.name in plan.privacy.patients:
-            from oncofed_client.shares import run_charges  # noqa: PLC0415 - accountants take seconds to import
+            from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
 
-            self._shares(plan).approve(plan, head, run_charges(plan, session.whole))
+            charges = plan_charges(plan, self.name, parameters=session.whole.size)
+            self._shares(plan).approve(plan, head, charges)
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}
         return session
@@ -328,7 +330,6 @@ class Site:
 
     def _contribute(self, request: Contribute) -> Contribution:
         from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above
-        from oncofed_shared.noised_tables import coarse_counts  # noqa: PLC0415
 
         head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
@@ -339,9 +340,13 @@ class Site:
                 raise RemoteProtocolError("this round is not the plan's", code="round-is-over")
             _, data = self._data(session, head.trial, "train")
             planned = training_share(plan, session.network, session.whole, data, request.parameters)
+        elif request.kind == "histogram":
+            predictions, _, _ = self._predicted(session, head, request.parameters, "validation")
+            planned = scores_share(plan, "validation", score_histogram(plan, predictions))
         else:
             predictions, labels, _ = self._predicted(session, head, request.parameters, "test")
-            planned = scores_share(plan, coarse_counts(plan, predictions, labels))
+            grid = placed_grid(plan, request.histogram)
+            planned = scores_share(plan, "test", coarse_counts(plan, predictions, labels, grid))
         return contributor.contribute(
             plan, request, size=planned.size, charge=planned.charge, largest=planned.largest, share=planned.share
         )

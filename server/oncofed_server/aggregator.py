@@ -72,6 +72,7 @@ class Phase(enum.Enum):
     TEST = "test"
     KEYS = "keys"
     OPENING = "opening"
+    HISTOGRAM = "histogram"
     SCORES = "scores"
     DONE = "done"
     FAILED = "failed"
@@ -162,6 +163,7 @@ class State:
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
         lost: secure sums that could not be opened.
+        histogram: noised counts of the validation patients' scores.
         released: noised counts of the test patients of all sites together, and `present` how many sites are in them.
         why: the reason of a failure.
     """
@@ -189,6 +191,7 @@ class State:
     round_cost: Cost = Cost()
     costs: tuple[Cost, ...] = ()
     lost: int = 0
+    histogram: NDArray[np.float64] | None = None
     released: NDArray[np.float64] | None = None
     present: int = 0
     why: str = ""

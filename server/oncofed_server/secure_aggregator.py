@@ -1,13 +1,15 @@
 """A run under noise = "consortium" as a state table: what `Aggregator` does, with rounds and scores that are secure sums.
 
     phase      asks            of whom                 when all have answered
-    KEYS       Exchange        members                 KEYS (three times), then TRAIN or SCORES
+    KEYS       Exchange        members                 KEYS (three times), then what the keys are for
     TRAIN      Contribute      members                 OPENING
+    HISTOGRAM  Contribute      members                 OPENING
     SCORES     Contribute      members                 OPENING
-    OPENING    Exchange        those who contributed   OPENING, then the next TRAIN, SCORES, or DONE
+    OPENING    Exchange        those who contributed   OPENING, then the next TRAIN; HISTOGRAM, SCORES and DONE after the last
 
 A site that refuses or is silent leaves the run; the sum under way goes on without it if the plan's `drop` allows, and the next one
-is of a new formation with new keys. A sum that cannot be opened is lost, stays charged, and takes one of the plan's spare steps.
+is of a new formation with new keys. A sum that cannot be opened is lost and stays charged: of a round it takes one of the plan's
+spare steps, and scores are then not released.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from numpy.typing import NDArray
 
 from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
 from oncofed_server.secure_sums import SecureSums
@@ -26,14 +29,15 @@ from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, serv
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Head, Reply, Request, Trial
 from oncofed_shared.network import build
-from oncofed_shared.noised_tables import coarse_size
+from oncofed_shared.noised_tables import coarse_entries, coarse_size, histogram_size, placed_grid
 from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
 from oncofed_strategies import Sums
 
 __all__ = ["SecureAggregator", "aggregator_for"]
 
-SUMS = frozenset({Phase.TRAIN, Phase.SCORES})
+SUMS = frozenset({Phase.TRAIN, Phase.HISTOGRAM, Phase.SCORES})
+_KINDS = {Phase.TRAIN: "train", Phase.HISTOGRAM: "histogram", Phase.SCORES: "scores"}
 
 
 class SecureAggregator(Aggregator):
@@ -90,16 +94,29 @@ class SecureAggregator(Aggregator):
         if not self._sums.ready:
             self._sums.set_up()
             return self._exchange(Phase.KEYS, now)
-        self._sums.begin(self._kind, size=self._size, parameters=self.shared_parameters())
+        self._sums.begin(
+            _KINDS[phase],
+            size=self._size,
+            round_number=self._round,
+            parameters=self.shared_parameters(),
+            histogram=self._histogram,
+        )
         return self._await(phase, members, now)
 
     @property
-    def _kind(self) -> str:
-        return "scores" if self._purpose is Phase.SCORES else "train"
+    def _round(self) -> int:
+        return self.state.round if self._purpose is Phase.TRAIN else 0
+
+    @property
+    def _histogram(self) -> NDArray[np.float64]:
+        known = self.state.histogram
+        return known if self._purpose is Phase.SCORES and known is not None else np.zeros(0)
 
     @property
     def _size(self) -> int:
-        return coarse_size(self.plan) if self._purpose is Phase.SCORES else self.layout.size
+        if self._purpose is Phase.HISTOGRAM:
+            return histogram_size(self.plan)
+        return coarse_size(self.plan, placed_grid(self.plan)) if self._purpose is Phase.SCORES else self.layout.size
 
     def _exchange(self, phase: Phase, now: float) -> list[Outgoing]:
         return self._await(phase, tuple(self.sums.asks()), now)
@@ -125,9 +142,10 @@ class SecureAggregator(Aggregator):
                 head=head,
                 formation=sums.formation,
                 number=sums.number - 1,
-                kind=self._kind,
-                round=self.state.round if self._purpose is Phase.TRAIN else 0,
+                kind=_KINDS[self._purpose],
+                round=self._round,
                 parameters=self.shared_parameters(),
+                histogram=self._histogram,
             )
             return lambda _: contribute
         asks = sums.asks()
@@ -143,7 +161,7 @@ class SecureAggregator(Aggregator):
 
     def _absorbed(self, reply: Reply) -> dict[str, Any]:
         match self.state.phase, reply:
-            case ((Phase.TRAIN | Phase.SCORES), Contribution()):
+            case ((Phase.TRAIN | Phase.HISTOGRAM | Phase.SCORES), Contribution()):
                 self.sums.take(reply)
                 return {}
             case ((Phase.KEYS | Phase.OPENING), Exchanged()):
@@ -171,6 +189,10 @@ class SecureAggregator(Aggregator):
     def _again(self, now: float) -> list[Outgoing]:
         """A sum is lost: the next attempt is a new one, with new samples, noise and keys."""
         self.sums.give_up()
+        if self._purpose is not Phase.TRAIN:
+            # One charge for one look at these patients: there is no second one, and the model does not depend on it.
+            self.state = replace(self.state, phase=Phase.DONE, why=f"no scores were released: {self._reasons()}")
+            return []
         lost = self.state.lost + 1
         if lost > self._privacy.spare_steps:
             return self._fail(
@@ -181,9 +203,12 @@ class SecureAggregator(Aggregator):
 
     def _finish_sum(self, now: float) -> list[Outgoing]:
         total = self.sums.result()
-        if self._purpose is Phase.SCORES:
-            mechanism = TablesMechanism.for_plan(self.plan, cells=len(total), entries=len(self.plan.tasks))
+        if self._purpose is not Phase.TRAIN:
+            mechanism = TablesMechanism.for_plan(self.plan, cells=len(total), entries=coarse_entries(self.plan))
             released = server_counts(total, mechanism)
+            if self._purpose is Phase.HISTOGRAM:
+                self.state = replace(self.state, histogram=released)
+                return self._enter(Phase.SCORES, now)
             self.state = replace(self.state, phase=Phase.DONE, released=released, present=len(self.sums.included))
             return []
         patients = float(sum(self._privacy.patients.values()))
@@ -200,7 +225,7 @@ class SecureAggregator(Aggregator):
     def _mechanism(self) -> ConsortiumMechanism:
         return ConsortiumMechanism.for_plan(self.plan, parameters=self.layout.size)
 
-    def _step(self, gradient: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """One step of plain descent, (parameters,): the noised mean gradient, and the plan's penalties, which are public."""
         decay, l1 = (s.numpy().astype(np.float64) for s in self._penalties())
         weights = self._server().parameters
@@ -212,7 +237,8 @@ class SecureAggregator(Aggregator):
 
     def _next_round(self, now: float) -> list[Outgoing]:
         if self.state.round >= self.plan.training.rounds and self._privacy.score_epsilon is not None:
-            return self._enter(Phase.SCORES, now)
+            first = self.plan.evaluation.split.validation and self.state.histogram is None
+            return self._enter(Phase.HISTOGRAM if first else Phase.SCORES, now)
         return super()._next_round(now)
 
 

@@ -11,11 +11,10 @@ from numpy.typing import NDArray
 
 from oncofed_shared import secagg
 from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.formation import from_ring, group_of
-from oncofed_shared.layout import fingerprint
+from oncofed_shared.formation import from_ring, group_of, step_of
 from oncofed_shared.messages import Arrays, Contribution, Exchanged, Formation
 from oncofed_shared.plan import Plan
-from oncofed_shared.secagg import AggregatorParty, AggregatorPhase, Step
+from oncofed_shared.secagg import AggregatorParty, AggregatorPhase
 from oncofed_shared.witness import sign_witness
 
 __all__ = ["AGGREGATOR", "SecureSums"]
@@ -74,13 +73,20 @@ class SecureSums:
         """Begin to deal the next block's keys."""
         self.party.open(self.number // self.party.group.block)
 
-    def begin(self, kind: str, *, size: int, parameters: Arrays) -> int:
-        """Begin the next sum; its number."""
-        number = self.number
-        digest = bytes.fromhex(fingerprint(parameters))
-        self.party.begin(Step(number=number, attempt=0, parameters=digest, size=size, kind=kind))
+    def begin(
+        self, kind: str, *, size: int, round_number: int, parameters: Arrays, histogram: NDArray[np.float64]
+    ) -> None:
+        """Begin the next sum."""
+        step = step_of(
+            number=self.number,
+            size=size,
+            kind=kind,
+            round_number=round_number,
+            parameters=parameters,
+            histogram=histogram,
+        )
+        self.party.begin(step)
         self.number += 1
-        return number
 
     def close(self) -> None:
         """Nobody else will upload."""

@@ -50,8 +50,9 @@ def save_state(path: Path, state: State) -> None:
     if state.preparation is not None:
         arrays |= {f"preparation.{k}": v for k, v in state.preparation.arrays().items()}
         facts["columns"] = {m: list(c) for m, c in state.preparation.columns.items()}
-    if state.released is not None:
-        arrays["released"] = state.released
+    for name, counts in (("histogram", state.histogram), ("released", state.released)):
+        if counts is not None:
+            arrays[name] = counts
     facts["sizes"] = {}
     tables = {f"validation.{r}": v for r, v in state.validation.items()}
     tables |= {f"tables.{s}": v for s, v in state.tables.items()}
@@ -89,6 +90,7 @@ def load_state(path: Path, plan: Plan) -> State:
         why=facts["why"],
         lost=facts["lost"],
         present=facts["present"],
+        histogram=arrays.get("histogram"),
         released=arrays.get("released"),
         cost=Cost(**facts["cost"]),
         costs=tuple(Cost(**c) for c in facts["costs"]),

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.messages import Formation
+from oncofed_shared.layout import fingerprint
+from oncofed_shared.messages import Arrays, Formation
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
-from oncofed_shared.secagg import Group, smallest_threshold
+from oncofed_shared.secagg import Group, Step, smallest_threshold
 
-__all__ = ["from_ring", "group_of", "to_ring"]
+__all__ = ["from_ring", "group_of", "step_of", "to_ring"]
 
 
 def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping[str, bytes]) -> Group:
@@ -57,6 +59,15 @@ def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping
         ring_bits=privacy.ring_bits,
         reference=privacy.reference,
     )
+
+
+def step_of(
+    *, number: int, size: int, kind: str, round_number: int, parameters: Arrays, histogram: NDArray[np.float64]
+) -> Step:
+    """One addition, bound to everything that a site was sent: sites that were sent different things never unmask."""
+    digest = hashlib.sha256(f"{fingerprint(parameters)}|{kind}|{round_number}|".encode() + histogram.tobytes()).digest()
+    masked = "train" if kind == "train" else "scores"
+    return Step(number=number, attempt=0, parameters=digest, size=size, kind=masked)
 
 
 def to_ring(share: NDArray[np.int64], bits: int) -> NDArray[np.uint32] | NDArray[np.uint64]:

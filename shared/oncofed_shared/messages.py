@@ -66,7 +66,7 @@ MAX_ITEMS = 200_000
 SHORT = 1024
 """Bytes up to which a message is parsed without its values being counted first."""
 PARTS = ("train", "validation", "test", "all")
-KINDS = ("train", "scores")
+KINDS = ("train", "histogram", "scores")
 
 Arrays = dict[str, NDArray[Any]]
 Columns = dict[str, tuple[str, ...]]
@@ -251,7 +251,9 @@ class Contribute:
     Attributes:
         number: of the sum in its formation, never used again.
         kind: what is added, one of KINDS.
-        round: of training; 0 for scores.
+        round: of training; 0 for the others.
+        histogram: noised counts of validation patients' scores, from which the bins of `scores` follow; empty for the others, and
+            where there are no such patients.
     """
 
     head: Head
@@ -260,6 +262,7 @@ class Contribute:
     kind: str
     round: int
     parameters: Arrays
+    histogram: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,7 @@ __all__ = [
     "fixed_grid",
     "grid_from",
     "histogram_size",
+    "placed_grid",
     "score_histogram",
     "states",
     "time_edges",
@@ -171,6 +172,16 @@ def grid_from(plan: Plan, histogram: Floats) -> CoarseGrid:
         edges={name: tuple(e for e, _ in each) for name, each in made.items()},
         centres={name: tuple(c for _, c in each) for name, each in made.items()},
     )
+
+
+def placed_grid(plan: Plan, histogram: Floats | None = None) -> CoarseGrid:
+    """The grid of a plan's tables: by the validation patients' noised histogram, or the fixed one where the plan has none of them.
+
+    Without a histogram the grid has the right size and is good for nothing else.
+    """
+    if not plan.evaluation.split.validation:
+        return fixed_grid(plan)
+    return grid_from(plan, np.ones(histogram_size(plan)) if histogram is None else histogram)
 
 
 def coarse_size(plan: Plan, grid: CoarseGrid | None = None) -> int:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from oncofed_server.released import released_scores
 from oncofed_server.results import (
     Numbers,
     alone_numbers,
@@ -19,8 +20,10 @@ from oncofed_server.results import (
     shown,
     spread,
 )
+from oncofed_shared.consortium import TablesMechanism
 from oncofed_shared.errors import ConfigError, OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
+from oncofed_shared.noised_tables import coarse_entries, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 from oncofed_shared.privacy import in_roster
 from oncofed_shared.releases import uncharged
@@ -192,6 +195,7 @@ class Study:
             "bytes_down": sum(r.state.cost.bytes_down for r in main),
             "rounds": [entry for run in main for entry in self._curve(run)],
             "uncharged": list(uncharged(plan, runs=len(self.seeds))),
+            "released": self._released(main[0]),
             "sites": self._site_rows(main[0]),
             "excluded": [{"name": n, "why": w} for n, w in (self.excluded | dict(main[0].state.excluded)).items()],
             "tasks": {t: tasks[t] for t in plan.task_names},
@@ -256,6 +260,15 @@ class Study:
                 entry["validation"] = {t: shown(self.plan, t, v) for t, v in whole.items()}
             entries.append(entry)
         return entries
+
+    def _released(self, run: Run) -> list[dict[str, Any]]:
+        """Scores as a deployed study would release them; of the first run alone, because a study releases one."""
+        counts = run.state.released
+        if counts is None:
+            return []
+        grid = placed_grid(self.plan, run.state.histogram)
+        mechanism = TablesMechanism.for_plan(self.plan, cells=len(counts), entries=coarse_entries(self.plan))
+        return released_scores(self.plan, counts, mechanism, run.state.present, grid)
 
     def _site_rows(self, run: Run) -> list[dict[str, Any]]:
         rows = []
