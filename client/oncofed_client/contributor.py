@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgpack
 import numpy as np
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
 from oncofed_client.budget import Charge
@@ -28,7 +29,8 @@ from oncofed_client.settings import Policy
 from oncofed_shared import secagg
 from oncofed_shared.errors import DataError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.formation import group_of, step_of, to_ring
-from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Formation, Head
+from oncofed_shared.layout import fingerprint
+from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Formation, Head, Train
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import write_whole
 from oncofed_shared.witness import Head as LedgerHead
@@ -83,6 +85,10 @@ class Contributor:
     _outbox: Outbox | None = None
     _sittings: dict[str, _Sitting] = field(default_factory=dict)
 
+    @cached_property
+    def _key(self) -> Ed25519PrivateKey:
+        return identity_of(self.state)
+
     @property
     def ledger(self) -> Ledger:
         """The site's ledger; made when there is none.
@@ -91,7 +97,7 @@ class Contributor:
             DataError, PolicyRefusal: it is damaged, or an old copy.
         """
         if self._ledger is None:
-            key, path = identity_of(self.state), self.state / LEDGER_FILE
+            key, path = self._key, self.state / LEDGER_FILE
             if path.exists():
                 self._ledger = Ledger.open(path, site=self.site, key=key, synced=self.synced)
             else:
@@ -207,6 +213,34 @@ class Contributor:
         )
         return Contribution(head=head, site=self.site, content=content, ledger=self.ledger.head())
 
+    def noised(
+        self, plan: Plan, request: Train, *, charge: Charge, compute: Callable[[Randomness], NDArray[np.uint64]]
+    ) -> NDArray[np.uint64]:
+        """The update of a round under noise = "site", charged and stored: ring elements.
+
+        Guarantees:
+            - Nothing leaves that was not reserved before, and stored.
+            - A round is computed once: asked again, the same; asked otherwise, nothing.
+
+        Raises:
+            PolicyRefusal, RemoteProtocolError: it may not leave.
+        """
+        head = request.head
+        reply_id = f"{head.session}|round {request.round}"
+        asked = (reply_id, plan.hash, repr(head.trial), fingerprint(request.parameters))
+        content = charged_reply(
+            self.ledger,
+            self.outbox,
+            plan_hash=account_of(plan, head),
+            session=head.session,
+            reply_id=reply_id,
+            request_hash=hashlib.sha256(repr(asked).encode() + request.control.tobytes()).hexdigest(),
+            charge=charge,
+            compute=lambda: compute(self._random(f"{head.trial}|{request.round}")).astype("<u8").tobytes(),
+            now=self.clock(),
+        )
+        return np.frombuffer(content, dtype="<u8").astype(np.uint64)
+
     def _random(self, label: str) -> Randomness:
         if self.noise_seed is None:
             return Randomness.from_os()
@@ -224,7 +258,7 @@ class Contributor:
         if known is not None and known.formation == formation and known.version == version:
             return known.party
         group = group_of(plan, head.session, formation, self.identities())
-        key = identity_of(self.state)
+        key = self._key
         if version is not None:
             kept, content = _read(path)
             if kept == formation:
@@ -241,7 +275,7 @@ class Contributor:
         """Write the keys' state down, in place of the one before: what is erased there is erased here."""
         path = self._place(session)
         content = msgpack.packb((formation.name, formation.members, party.state()))
-        write_whole(path, content, private=True)
+        write_whole(path, content, private=True, synced=self.synced)
         version = _version(path) or (0, 0)
         # One session at a time, as with the site's own.
         self._sittings = {session: _Sitting(formation=formation, party=party, version=version)}
@@ -252,7 +286,7 @@ class Contributor:
         """This site's signatures under the others' ledgers."""
         if not heads:
             return {}
-        key, known = identity_of(self.state), self.identities()
+        key, known = self._key, self.identities()
         made: dict[str, bytes] = {}
         for site, content in heads.items():
             head = LedgerHead.from_bytes(content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
 from oncofed_client.private_answers import PrivateTrainer, guard
-from oncofed_client.rounds import check_control, train_round
+from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
 from oncofed_client.session import Session, training_set
 from oncofed_client.training import TrainingSet, local_update
@@ -50,7 +51,7 @@ from oncofed_shared.messages import (
     Update,
 )
 from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
-from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, Plan
+from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
@@ -254,14 +255,22 @@ class Site:
             layout=bench.layout,
             local=bench.local,
         )
-        if isinstance(plan.privacy, ConsortiumPrivacy) and self.name in plan.privacy.patients:
-            from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
-
-            charges = plan_charges(plan, self.name, parameters=session.whole.size)
-            self._shares(plan).approve(plan, head, charges)
+        if not isinstance(plan.privacy, NoPrivacy) and self.name in plan.privacy.patients:
+            self._reserve(session, head)
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}
         return session
+
+    def _reserve(self, session: Session, head: Head) -> None:
+        """Let the ledger reserve the whole run, before anything of it is computed."""
+        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
+
+        plan = session.plan
+        if self.contributor is None and isinstance(plan.privacy, SitePrivacy):
+            # A comparison within a simulation: its patients' accounts do not pay for it.
+            return
+        contributor = self.contributor or self._shares(plan)
+        contributor.approve(plan, head, plan_charges(plan, self.name, parameters=session.whole.size))
 
     def _path(self, session: str) -> Path | None:
         name = hashlib.sha256(session.encode()).hexdigest()[:16]
@@ -302,12 +311,23 @@ class Site:
         return cohort, data
 
     def _train(self, request: Train) -> Update:
-        head, session = request.head, self._session(request.head)
+        session = self._session(request.head)
         session.layout.check(request.parameters)
-        plan, private = session.plan, session.plan.privacy.noise != "none"
+        plan = session.plan
         check_control(plan, session.layout, request.control)
-        if private and (given := self.private.again(request)) is not None:
-            return given
+        if plan.privacy.noise == "none":
+            vector = self._trained(session, request, local_update)
+        elif self.contributor is None:
+            vector = self.private.once(plan, request, partial(self._trained, session, request))
+        else:
+            vector = self.private.charged(
+                plan, request, partial(self._trained, session, request), contributor=self.contributor
+            )
+        return Update(head=request.head, site=self.name, vector=vector)
+
+    def _trained(self, session: Session, request: Train, update: LocalUpdate) -> NDArray[np.uint64]:
+        """Ring elements of a round: this site's own training, as the plan's rule and privacy want it."""
+        head, plan = request.head, session.plan
         _, data = self._data(session, head.trial, "train")
         kept = self.memories.of(head).at(request.round) if plan.strategy.site_memory else {}
         total, after = train_round(
@@ -320,13 +340,11 @@ class Site:
             control=request.control,
             kept=kept,
             key=f"{session.label}|{self.name}|{request.round}",
-            update=self.private.begin(plan, request) if private else local_update,
+            update=update,
         )
         if plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
-        update = Update(head=head, site=self.name, vector=vector)
-        return self.private.done(request, update) if private else update
+        return encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
 
     def _contribute(self, request: Contribute) -> Contribution:
         from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above

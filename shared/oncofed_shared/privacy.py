@@ -20,7 +20,7 @@ from dp_accounting.pld import PLDAccountant
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import IntegerNoise, less_errors, sampled_rate, see_errors
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.plan import ConsortiumPrivacy, Plan, SitePrivacy
 
 __all__ = [
     "LARGEST_NOISE",
@@ -100,7 +100,7 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
     return high
 
 
-def in_roster(privacy: SitePrivacy, site: str) -> None:
+def in_roster(privacy: SitePrivacy | ConsortiumPrivacy, site: str) -> None:
     """See that a plan counts on a site.
 
     Raises:

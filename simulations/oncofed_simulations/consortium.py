@@ -251,8 +251,8 @@ class KeptRun:
         key, path = KeptRun.place(store, arm, trial)
         state = load_state(path, plan) if path.exists() else None
         session = f"{plan.hash[:16]}/{key}"
-        key = aggregator_key(store.parent) if roster.identities else None
-        aggregator = aggregator_for(plan, roster, trial, session=session, curves=curves, state=state, key=key)
+        own = aggregator_key(store.parent) if roster.identities else None
+        aggregator = aggregator_for(plan, roster, trial, session=session, curves=curves, state=state, key=own)
         return KeptRun(key=key, path=path, aggregator=aggregator, found=aggregator.state.phase is Phase.DONE)
 
     def close(self) -> None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oncofed_client.identity import KEY_FILE, identity_of, raw_public
+from oncofed_client.identity import PUBLIC_FILE, identity_of, public_half, raw_public
 from oncofed_client.settings import SiteSettings
-from oncofed_shared.plan import ConsortiumPrivacy, Plan
+from oncofed_shared.plan import NoPrivacy, Plan
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -34,13 +34,14 @@ def identities_of(states: Mapping[str, Path]) -> dict[str, bytes]:
 
 def _known(folder: Path, roster: tuple[str, ...]) -> dict[str, bytes]:
     """Keys of the sites of a roster whose state folders lie together; who is not there yet is left out."""
-    return identities_of({site: folder / site for site in roster if (folder / site / KEY_FILE).exists()})
+    there = [site for site in roster if (folder / site / PUBLIC_FILE).exists()]
+    return {site: raw_public(public_half(folder / site)) for site in there}
 
 
 def contributor_for(plan: Plan, settings: SiteSettings, state: Path) -> Contributor | None:
-    """What a simulated site needs for noise over the consortium; nothing under other plans."""
+    """What a simulated site needs for a private plan; nothing without privacy."""
     privacy = plan.privacy
-    if not isinstance(privacy, ConsortiumPrivacy):
+    if isinstance(privacy, NoPrivacy):
         return None
     from oncofed_client.contributor import Contributor  # noqa: PLC0415 - accountants take seconds to import
 
