@@ -406,7 +406,11 @@ class Ledger:
         for row in self._chain.rows(account.number):
             previous = account.hashes[-1] if account.hashes else FIRST_LINK
             problems = check_row(row, number=account.number + 1, previous=previous, key=public)
-            entry = parse_row(row) if not problems else None
+            entry = None
+            try:
+                entry = parse_row(row) if not problems else None
+            except DataError as error:
+                problems += error.problems
             why = None if entry is None else account.problem(entry)
             problems += [] if why is None else [f"entry {row[0]}: {why}"]
             if problems or entry is None:
