@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_client.budget import BudgetPolicy, Charge, Cost, cost_of, epsilon_of_charges
 from oncofed_client.identity import raw_public
-from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, lost_body
+from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, cost_body
 from oncofed_client.ledger_chain import FIRST_LINK, Chain, check_row, make_chain, parse_row, sign_row
-from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, lost_in, read_head, write_head
+from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, read_head, seen_in, write_head
 from oncofed_client.ledger_verify import verify
 from oncofed_shared.errors import DataError, LocalProtocolError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.witness import Head, Witness
@@ -462,8 +462,8 @@ class Ledger:
                 heads += [] if beside is None else [beside]
                 newest = max((h.epoch for h in heads), default=0)
                 unknown = [h for h in heads if contradiction(self._account, h, self._key) is not None]
-                lost = lost_in(self._account.total(), unknown, self._key)
-                body = {"lost": lost_body(lost), "witness": [h.hash.hex() for h in unknown]}
+                totals = sorted(seen_in(unknown, self._key).items())
+                body = {"lost": [{"epoch": e, "total": cost_body(t)} for e, t in totals]}
                 self._append("epoch", body, now, epoch=max(newest, self._account.epoch) + 1)
                 for w in witnesses:
                     self._chain.add_witness(w.name, w.public_key, w.head, w.signature)

@@ -183,7 +183,10 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         raise StorageError(f"{path}: refused an entry ({error}); nothing was written") from None
     except sqlite3.Error as error:
         # SQLITE_ERROR is about the file's tables; disks, locks and rights have codes of their own.
-        if isinstance(error, sqlite3.OperationalError) and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR:
+        if (
+            isinstance(error, sqlite3.OperationalError)
+            and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+        ):
             raise StorageError(
                 f"{path}: cannot be read or written ({error}); nothing was half-written: free some space, check rights, go on"
             ) from None
