@@ -16,7 +16,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -225,8 +225,9 @@ def make_chain(path: Path, first: Row) -> None:
             f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from None
     finally:
-        for leftover in path.parent.glob(f"{temporary.name}*"):
-            leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            for leftover in path.parent.glob(f"{temporary.name}*"):
+                leftover.unlink()
 
 
 def sync_folder(folder: Path) -> None:
