@@ -194,7 +194,12 @@ def sqlite_errors(path: Path) -> Iterator[None]:
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    wal = path.with_name(f"{path.name}-wal")
+    mode = "ro" if read_only else "rw"
+    if read_only and not (wal.exists() and wal.stat().st_size):
+        # Nobody is at work here. Otherwise SQLite would leave files behind that belong to whoever looks.
+        mode = "ro&immutable=1"
+    where = f"{path.absolute().as_uri()}?mode={mode}"
     # isolation_level None: transactions begin and end where this module says so. One lock in `Ledger` orders the threads.
     return sqlite3.connect(where, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
