@@ -55,7 +55,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._account = Account(site=site)
         self._mine: set[int] = set()
-        self._newest_epoch_seen, self._witness_row = 1, 0
+        self._newest_epoch_seen, self._witness_row, self._kept_head = 1, 0, b""
         self._chain = Chain(path, synced=synced)
         try:
             self._catch_up()
@@ -424,7 +424,7 @@ class Ledger:
             raise DataError(f"{self.path}: has no entry; it was emptied", code="ledger-damaged")
 
     def _head_file(self) -> Head | None:
-        return read_head(_head_path(self.path), self._key.public_key())
+        return read_head(_head_path(self.path), self._key.public_key(), known=self._kept_head)
 
     def _check_fresh(self) -> None:
         """Compare with what others have seen. What was once compatible stays so, because an account only grows."""
@@ -471,7 +471,9 @@ class Ledger:
             self._keep_head()
 
     def _keep_head(self) -> None:
-        write_head(_head_path(self.path), head_of(self._account, self._key).to_bytes())
+        content = head_of(self._account, self._key).to_bytes()
+        write_head(_head_path(self.path), content)
+        self._kept_head = content
 
 
 def _head_path(path: Path) -> Path:
