@@ -58,7 +58,7 @@ def _round(rows: Tensor, integers: IntegerNoise) -> Tensor:
     Integers are held as doubles, which are exact below 2**53: so are sums of their squares, which the bound keeps below 2**52.
     """
     norms = torch.linalg.vector_norm(rows, dim=1)
-    unsure = ~(norms < HUGE)
+    unsure: Tensor = ~(norms < HUGE)
     if bool(unsure.any()):
         # Zero times infinity is not zero.
         rows[~torch.isfinite(norms)] = 0

@@ -171,8 +171,8 @@ def test_the_hooks_are_gone_afterwards(make) -> None:
     with per_patient(case.network) as hooked:
         twin = hooked.network
     for network in (case.network, twin):
-        assert not any(hasattr(p, "grad_sample") for p in network.parameters())
         assert not any(m._forward_hooks or m._backward_hooks for m in network.modules())
+        assert all(p.grad is None for p in network.parameters())
 
 
 def cox(plan, logits, goals):  # noqa: ARG001 - a loss is handed the plan
@@ -231,3 +231,30 @@ def test_a_network_with_batch_statistics_is_refused(make) -> None:
     case.network.norm = torch.nn.BatchNorm1d(4)
     with pytest.raises(ConfigError, match="cannot be trained privately"):
         check_private(case.plan, case.network, width=12)
+
+
+def test_a_layer_without_a_gradient_per_patient_is_refused(make) -> None:
+    case = make(count=1)
+    case.network.extra = torch.nn.PReLU()
+    with pytest.raises(ConfigError, match="PReLU has no gradient per patient"):
+        check_private(case.plan, case.network, width=12)
+
+
+def test_a_layer_that_is_used_twice_has_the_gradient_of_both_uses(make) -> None:
+    case = make({"model.layers": 2}, count=6)
+    first, second = case.network.layers
+    case.network.layers[1] = first
+    case.network.named = dict(sorted(case.network.named_parameters()))
+    case.network._vector = None
+    del second
+    with per_patient(case.network) as hooked:
+        rows_ = gradients(hooked, case.plan, case.patients, patient_losses).clone()
+        for i in range(6):
+            one = doubled(rows(case.patients, i))
+            loss = patient_losses(case.plan, hooked.network(one.values, one.seen), one.goals).sum()
+            own = torch.autograd.grad(loss, list(hooked.network.named.values()), allow_unused=True)
+            hooked.noted()
+            flat = [
+                torch.zeros(p.numel()) if g is None else g.flatten() for g, p in zip(own, hooked.places, strict=True)
+            ]
+            assert torch.allclose(rows_[i], torch.cat(flat), rtol=1e-9, atol=1e-12)
