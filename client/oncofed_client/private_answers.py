@@ -15,7 +15,7 @@ from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.layout import fingerprint
 from oncofed_shared.messages import Evaluate, Request, Summarise, Train, Update
 from oncofed_shared.network import FusionNetwork
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 
 __all__ = ["PrivateTrainer", "guard"]
 
@@ -28,11 +28,14 @@ def guard(plan: Plan, site: str, request: Request) -> None:
         - No table over training patients: a site of the roster tabulates `validation` and `test` alone.
         - No table at all unless the plan says `release_tables`.
         - A site that is not in the roster does not train.
+        - Under noise of the consortium no update and no table leaves but as a masked share.
 
     Raises:
         PolicyRefusal: with the code that goes to the aggregator.
     """
     privacy = plan.privacy
+    if isinstance(privacy, ConsortiumPrivacy):
+        _only_shares(request)
     if not isinstance(privacy, SitePrivacy):
         return
     member = site in privacy.patients
@@ -45,6 +48,18 @@ def guard(plan: Plan, site: str, request: Request) -> None:
             raise PolicyRefusal("the plan does not release tables of counts", code="uncharged-tables")
         case Evaluate(part=part) if member and part not in {"validation", "test"}:
             raise PolicyRefusal("tables of training patients are not released", code="uncharged-tables")
+        case _:
+            return
+
+
+def _only_shares(request: Request) -> None:
+    match request:
+        case Summarise():
+            raise PolicyRefusal("a private plan has no statistics of patients", code="uncharged-statistics")
+        case Train():
+            raise PolicyRefusal("this plan's updates leave as masked shares alone", code="unmasked-update")
+        case Evaluate():
+            raise PolicyRefusal("this plan's tables leave as masked shares alone", code="uncharged-tables")
         case _:
             return
 
@@ -80,11 +95,18 @@ class PrivateTrainer:
             ConfigError: with the reason.
         """
         from oncofed_client.private_training import check_private  # noqa: PLC0415 - see the header
+        from oncofed_shared.consortium import ConsortiumMechanism  # noqa: PLC0415
         from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
 
-        if isinstance(plan.privacy, SitePrivacy) and self.site in plan.privacy.patients:
-            Mechanism.for_plan(plan, self.site)
-            check_private(plan, network, width=width)
+        privacy = plan.privacy
+        if isinstance(privacy, NoPrivacy) or self.site not in privacy.patients:
+            return
+        parameters = network.vector.numel()
+        if isinstance(privacy, SitePrivacy):
+            Mechanism.for_plan(plan, self.site).integers(parameters)
+        else:
+            ConsortiumMechanism.for_plan(plan, parameters=parameters)
+        check_private(plan, network, width=width)
 
     def again(self, request: Train) -> Update | None:
         """The answer of a round that was given already, if this is the same request once more."""

@@ -5,7 +5,8 @@ passes a noise multiplier twice and nothing is accounted that was not done.
 
 The mechanism is DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling: per local step every training patient enters with
 the plan's rate, his gradient over all parameters is clipped to the plan's norm and made integer, discrete Gaussian noise is added
-to the sum, and the sum is divided by a public constant. An empty sample is a step like any other. Neighbours differ in one patient added or removed.
+to the sum, and the sum is divided by a public constant. An empty sample is a step like any other. Neighbours differ in one patient
+added or removed. docs/noise.md proves that integers cost what a Gaussian costs.
 """
 
 from __future__ import annotations
