@@ -95,6 +95,14 @@ class Cost:
         """Both, one after the other."""
         return Cost(pooled=self.pooled + other.pooled, own=self.own + other.own, slack=self.slack + other.slack)
 
+    def larger(self, other: Cost) -> Cost:
+        """At each order the larger of both."""
+        return Cost(
+            pooled=np.maximum(self.pooled, other.pooled),
+            own=np.maximum(self.own, other.own),
+            slack=max(self.slack, other.slack),
+        )
+
     def beyond(self, other: Cost) -> Cost:
         """What this one has more than another, nowhere less than nothing."""
 
@@ -107,6 +115,10 @@ class Cost:
             own=more(self.own, other.own),
             slack=max(0.0, self.slack - other.slack),
         )
+
+    def __bool__(self) -> bool:
+        """Whether it is anything at all."""
+        return bool(self.pooled.any() or self.own.any() or self.slack > 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -98,7 +99,8 @@ def _make(path: Path) -> None:
             f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def public_half(folder: Path) -> Ed25519PublicKey:

@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_client.budget import BudgetPolicy, Charge, Cost, cost_of, epsilon_of_charges
 from oncofed_client.identity import raw_public
-from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, lost_body
+from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, cost_body
 from oncofed_client.ledger_chain import FIRST_LINK, Chain, check_row, make_chain, parse_row, sign_row
-from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, lost_in, read_head, write_head
+from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, read_head, seen_in, write_head
 from oncofed_client.ledger_verify import verify
 from oncofed_shared.errors import DataError, LocalProtocolError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.witness import Head, Witness
@@ -55,7 +55,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._account = Account(site=site)
         self._mine: set[int] = set()
-        self._newest_epoch_seen, self._witness_row = 1, 0
+        self._newest_epoch_seen, self._witness_row, self._kept_head = 1, 0, b""
         self._chain = Chain(path, synced=synced)
         try:
             self._catch_up()
@@ -406,7 +406,11 @@ class Ledger:
         for row in self._chain.rows(account.number):
             previous = account.hashes[-1] if account.hashes else FIRST_LINK
             problems = check_row(row, number=account.number + 1, previous=previous, key=public)
-            entry = parse_row(row) if not problems else None
+            entry = None
+            try:
+                entry = parse_row(row) if not problems else None
+            except DataError as error:
+                problems += error.problems
             why = None if entry is None else account.problem(entry)
             problems += [] if why is None else [f"entry {row[0]}: {why}"]
             if problems or entry is None:
@@ -420,7 +424,7 @@ class Ledger:
             raise DataError(f"{self.path}: has no entry; it was emptied", code="ledger-damaged")
 
     def _head_file(self) -> Head | None:
-        return read_head(_head_path(self.path), self._key.public_key())
+        return read_head(_head_path(self.path), self._key.public_key(), known=self._kept_head)
 
     def _check_fresh(self) -> None:
         """Compare with what others have seen. What was once compatible stays so, because an account only grows."""
@@ -458,8 +462,8 @@ class Ledger:
                 heads += [] if beside is None else [beside]
                 newest = max((h.epoch for h in heads), default=0)
                 unknown = [h for h in heads if contradiction(self._account, h, self._key) is not None]
-                lost = lost_in(self._account.total(), unknown, self._key)
-                body = {"lost": lost_body(lost), "witness": [h.hash.hex() for h in unknown]}
+                totals = sorted(seen_in(unknown, self._key).items())
+                body = {"lost": [{"epoch": e, "total": cost_body(t)} for e, t in totals]}
                 self._append("epoch", body, now, epoch=max(newest, self._account.epoch) + 1)
                 for w in witnesses:
                     self._chain.add_witness(w.name, w.public_key, w.head, w.signature)
@@ -467,7 +471,9 @@ class Ledger:
             self._keep_head()
 
     def _keep_head(self) -> None:
-        write_head(_head_path(self.path), head_of(self._account, self._key).to_bytes())
+        content = head_of(self._account, self._key).to_bytes()
+        write_head(_head_path(self.path), content)
+        self._kept_head = content
 
 
 def _head_path(path: Path) -> Path:

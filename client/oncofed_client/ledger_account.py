@@ -7,7 +7,7 @@
     commit   entry, reply_hash                                             the reservation is open
     void     entry                                                         the reservation is open: no byte was handed over
     close    plan                                                          the plan is open; open reservations are then spent
-    epoch    lost, witness                                                 always; ends every plan, charges what was lost
+    epoch    lost                                                          always; ends every plan, charges what was lost
 
 A plan costs all its steps from its approval on. When it is closed, it costs what was reserved and not void. When an epoch ends it,
 it costs all its steps for good. So what is charged is never less than what was handed over.
@@ -26,7 +26,7 @@ from oncofed_client.ledger_chain import Entry
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.renyi_filter import ORDERS, Curve
 
-__all__ = ["FORMAT", "Account", "PlanAccount", "Reservation", "charge_body", "lost_body"]
+__all__ = ["FORMAT", "Account", "PlanAccount", "Reservation", "charge_body", "cost_body"]
 
 FORMAT = 1
 PlanState = Literal["open", "closed", "spent"]
@@ -96,7 +96,7 @@ def charge_body(charge: Charge) -> dict[str, Any]:
     }
 
 
-def lost_body(cost: Cost) -> dict[str, Any]:
+def cost_body(cost: Cost) -> dict[str, Any]:
     """A cost as an entry keeps it; null is infinite."""
 
     def plain(curve: Curve) -> list[float | None]:
@@ -105,7 +105,7 @@ def lost_body(cost: Cost) -> dict[str, Any]:
     return {"pooled": plain(cost.pooled), "own": plain(cost.own), "slack": float(cost.slack)}
 
 
-def _lost(body: Mapping[str, Any]) -> Cost:
+def _cost(body: Mapping[str, Any]) -> Cost:
     def curve(values: list[float | None]) -> Curve:
         made = np.array([np.inf if v is None else float(v) for v in values])
         if made.shape != (len(ORDERS),) or not (made >= 0).all():
@@ -113,6 +113,11 @@ def _lost(body: Mapping[str, Any]) -> Cost:
         return made
 
     return Cost(pooled=curve(body["pooled"]), own=curve(body["own"]), slack=float(body["slack"]))
+
+
+def _lost(body: Mapping[str, Any]) -> list[tuple[int, Cost]]:
+    """Per epoch of which entries were lost, the most that anybody has seen it charge."""
+    return [(int(item["epoch"]), _cost(item["total"])) for item in body["lost"]]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -127,6 +132,7 @@ class Account:
         reservations: by number of their entry.
         debt: what was lost in restores and counts for good.
         restores: per epoch that began after a restore its number, its first entry, and what was charged then.
+        seen: per epoch of which entries were lost, the most that anybody has seen it charge, as far as that is charged here.
         hashes: of all entries, in order.
     """
 
@@ -141,6 +147,7 @@ class Account:
     reservations: dict[int, Reservation] = field(default_factory=dict)
     debt: Cost = field(default_factory=Cost.nothing)
     restores: list[tuple[int, int, Cost]] = field(default_factory=list)
+    seen: dict[int, Cost] = field(default_factory=dict)
     hashes: list[bytes] = field(default_factory=list)
 
     def total(self) -> Cost:
@@ -209,11 +216,22 @@ class Account:
             case _:
                 pass
 
+    def restore_after(self, epoch: int) -> tuple[int, Cost] | None:
+        """The first restore that ended an epoch: the entry with which it began another, and what of that epoch is charged."""
+        for later, first, total in self.restores:
+            if later > epoch:
+                return first, total.larger(self.seen.get(epoch, Cost.nothing()))
+        return None
+
     def _begin_epoch(self, entry: Entry) -> None:
-        self.debt = self.debt + _lost(entry.body["lost"])
         for plan in self.plans.values():
             plan.state = "spent" if plan.state == "open" else plan.state
         self._spend(None)
+        here = self.total()
+        for epoch, total in _lost(entry.body):
+            known = self.restore_after(epoch)
+            self.debt = self.debt + total.beyond(here if known is None else known[1])
+            self.seen[epoch] = total.larger(self.seen.get(epoch, Cost.nothing()))
         self.restores.append((entry.epoch, entry.number, self.total()))
 
     def _spend(self, plan: str | None) -> None:
@@ -296,8 +314,8 @@ def _close(account: Account, body: Mapping[str, Any]) -> str | None:
 
 
 def _epoch(_: Account, body: Mapping[str, Any]) -> str | None:
-    _keys(body, "lost", "witness")
-    _lost(body["lost"])
+    _keys(body, "lost")
+    _lost(body)
     return None
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,18 +177,29 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.OperationalError as error:
-        raise StorageError(
-            f"{path}: cannot be read or written ({error}); nothing was half-written: free some space, check rights, go on"
-        ) from None
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.IntegrityError as error:
         raise StorageError(f"{path}: refused an entry ({error}); nothing was written") from None
     except sqlite3.Error as error:
+        # SQLITE_ERROR is about the file's tables; disks, locks and rights have codes of their own.
+        if (
+            isinstance(error, sqlite3.OperationalError)
+            and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+        ):
+            raise StorageError(
+                f"{path}: cannot be read or written ({error}); nothing was half-written: free some space, check rights, go on"
+            ) from None
         raise DataError(f"{path}: is not a ledger, or it is damaged ({error})", code="ledger-damaged") from None
 
 
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    where = f"{path.absolute().as_uri()}?mode={'ro' if read_only else 'rw'}"
+    wal = path.with_name(f"{path.name}-wal")
+    mode = "ro" if read_only else "rw"
+    if read_only and not (wal.exists() and wal.stat().st_size):
+        # Nobody is at work here. Otherwise SQLite would leave files behind that belong to whoever looks.
+        mode = "ro&immutable=1"
+    where = f"{path.absolute().as_uri()}?mode={mode}"
     # isolation_level None: transactions begin and end where this module says so. One lock in `Ledger` orders the threads.
     return sqlite3.connect(where, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
@@ -219,8 +230,9 @@ def make_chain(path: Path, first: Row) -> None:
             f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
         ) from None
     finally:
-        for leftover in path.parent.glob(f"{temporary.name}*"):
-            leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            for leftover in path.parent.glob(f"{temporary.name}*"):
+                leftover.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from oncofed_shared.errors import RemoteProtocolError, StorageError
 from oncofed_shared.renyi_filter import ORDERS
 from oncofed_shared.witness import Head, sign_head
 
-__all__ = ["HEAD_FILE", "contradiction", "head_of", "lost_in", "read_head", "unsealed", "write_head"]
+__all__ = ["HEAD_FILE", "contradiction", "head_of", "read_head", "seen_in", "unsealed", "write_head"]
 
 HEAD_FILE = "ledger.head"
 _SEAL = struct.Struct(f"<{2 * len(ORDERS) + 1}d")
@@ -58,10 +58,6 @@ def unsealed(head: Head, key: Ed25519PrivateKey) -> Cost | None:
     return Cost(pooled=values[:n], own=values[n : 2 * n], slack=float(values[-1]))
 
 
-def _is_more(cost: Cost) -> bool:
-    return bool(np.any(cost.pooled > 0) or np.any(cost.own > 0) or cost.slack > 0)
-
-
 def contradiction(account: Account, head: Head, key: Ed25519PrivateKey | None) -> str | None:
     """Why an account cannot be the newest, if this head of it, signed by the site, was seen by somebody; None where it can.
 
@@ -73,11 +69,10 @@ def contradiction(account: Account, head: Head, key: Ed25519PrivateKey | None) -
         return f"{seen} of site '{head.site}', under this site's key"
     if head.epoch > account.epoch or (head.epoch == account.epoch and head.number > account.number):
         return f"{seen}, and this ledger ends with entry {account.number} of epoch {account.epoch}: it was rolled back"
-    # The first restore after which entries of the head's epoch were no longer written.
-    after = next(((first, total) for epoch, first, total in account.restores if epoch > head.epoch), None)
-    if after is not None and head.number >= after[0]:
+    restore = account.restore_after(head.epoch)
+    if restore is not None and head.number >= restore[0]:
         lost = None if key is None else unsealed(head, key)
-        if key is not None and (lost is None or _is_more(lost.beyond(after[1]))):
+        if key is not None and (lost is None or lost.beyond(restore[1])):
             return f"{seen}, which a restore has lost, with charges that this ledger does not count"
         return None
     if account.hashes[head.number - 1] != head.hash:
@@ -87,24 +82,16 @@ def contradiction(account: Account, head: Head, key: Ed25519PrivateKey | None) -
     return None
 
 
-def lost_in(total: Cost, heads: Iterable[Head], key: Ed25519PrivateKey) -> Cost:
-    """What heads that were seen charge beyond a total: at each order the most that any of them does.
-
-    A head whose totals cannot be read counts as infinitely much.
-    """
-    lost = Cost.nothing()
+def seen_in(heads: Iterable[Head], key: Ed25519PrivateKey) -> dict[int, Cost]:
+    """The most that heads which were seen charge, by epoch; a head whose totals cannot be read charges infinitely much."""
+    found: dict[int, Cost] = {}
     for head in heads:
-        sealed = unsealed(head, key)
-        if sealed is None:
+        total = unsealed(head, key)
+        if total is None:
             endless = np.full(len(ORDERS), np.inf)
-            sealed = Cost(pooled=endless, own=endless, slack=1.0)
-        more = sealed.beyond(total)
-        lost = Cost(
-            pooled=np.maximum(lost.pooled, more.pooled),
-            own=np.maximum(lost.own, more.own),
-            slack=max(lost.slack, more.slack),
-        )
-    return lost
+            total = Cost(pooled=endless, own=endless, slack=1.0)
+        found[head.epoch] = total.larger(found.get(head.epoch, Cost.nothing()))
+    return found
 
 
 def write_head(path: Path, content: bytes) -> None:
@@ -126,10 +113,11 @@ def write_head(path: Path, content: bytes) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free some space or check rights") from None
 
 
-def read_head(path: Path, key: Ed25519PublicKey) -> Head | None:
-    """The head beside a ledger; None without one, or with one that this site did not write."""
+def read_head(path: Path, key: Ed25519PublicKey, *, known: bytes = b"") -> Head | None:
+    """The head beside a ledger; None without one, with one that this site did not write, or with the one that is known."""
     try:
-        head = Head.from_bytes(path.read_bytes())
+        content = path.read_bytes()
+        head = None if content == known else Head.from_bytes(content)
     except (OSError, RemoteProtocolError):
         return None
-    return head if head.is_signed_by(key) else None
+    return head if head is not None and head.is_signed_by(key) else None

@@ -139,13 +139,12 @@ def ledger_report(account: Account, policy: BudgetPolicy | None) -> LedgerReport
         policy: the site's; without one, that of the last approval.
     """
     policy = policy or account.policy or BudgetPolicy()
-    debt = account.debt
     return LedgerReport(
         site=account.site,
         entries=account.number,
         epoch=account.epoch,
         at=account.at,
-        lost=bool(debt.pooled.any() or debt.own.any()),
+        lost=bool(account.debt),
         studies=tuple(_spending(plan) for plan in account.all_plans()),
         totals=totals_of(account.total(), policy),
     )

@@ -2,7 +2,7 @@
 
 A table holds the distribution function of a narrow discrete Gaussian as integers of 128 bits. Sixteen random bits choose among the
 values, and where they do not decide, 48 more do, and then 64 more. A wide discrete Gaussian is a sum of narrow ones, the coarser
-multiplied (Micciancio & Walter 2017, section 4). `docs/noise.md` bounds the error, which the mechanism charges to delta.
+multiplied (Micciancio & Walter 2017). `docs/noise.md` bounds the error, which the mechanism charges to delta.
 """
 
 from __future__ import annotations

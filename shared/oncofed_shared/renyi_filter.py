@@ -4,10 +4,10 @@ Epsilons of studies chosen in advance may be composed by any accountant. A study
 may not, because the accountant then depends on the results. A *filter* may be asked again before every study (Rogers et al. 2016;
 Feldman and Zrnic 2021; Lecuyer 2021): it lets a study through only while the sum stays under a bound that was fixed at the start.
 
-The sum is of Renyi divergences, at the orders of ORDERS, by dp_accounting. The bound at order a is
-`epsilon - ln(m / delta) / (a - 1)` with m the number of orders that the policy uses, and a study may run while at least one order
-holds. The factor m is what it costs that the order may be chosen at the end, when the results are known; docs/ledger.md has the
-proof. With one order, m = 1.
+The sum is of Renyi divergences, at the orders of ORDERS, by dp_accounting. A study may run while at least one order a keeps it
+under `epsilon - ln(max(1, m c(a)) / delta) / (a - 1)`, with m the number of orders that the policy uses and
+c(a) = (1 - 1/a)^(a - 1) / a. m is what it costs that the order may be chosen at the end, when the results are known; c(a) is what
+the conversion to epsilon and delta gives back (Canonne, Kamath, Steinke 2020). docs/ledger.md has the proof.
 """
 
 from __future__ import annotations
@@ -93,8 +93,13 @@ class RenyiFilter:
 
     def _offsets(self) -> Curve:
         """(len(ORDERS),) What the conversion from each order adds; infinite for an order that is not used."""
-        log_term = math.log(len(self.orders) / (self.delta * (1 - SLACK_SHARE)))
-        return np.array([log_term / (a - 1) if a in self.orders else math.inf for a in ORDERS])
+        share = -math.log(self.delta * (1 - SLACK_SHARE))
+
+        def offset(a: float) -> float:
+            back = (a - 1) * math.log1p(-1 / a) - math.log(a)
+            return (share + max(0.0, math.log(len(self.orders)) + back)) / (a - 1)
+
+        return np.array([offset(a) if a in self.orders else math.inf for a in ORDERS])
 
     def allows(self, spent: Curve, *, slack: float = 0.0) -> bool:
         """Whether a sum stays under the bound at some order.
