@@ -170,7 +170,7 @@ def _number(fraction: _Fraction, variance: Floats, z: float, low: float = 0.0) -
 
 
 def _calibration(
-    table: Floats, edges: tuple[float, ...], centres: Floats, *, until: int, noise: float, minimum: int, z: float
+    table: Floats, bins: tuple[tuple[float, ...], Floats, Floats], *, until: int, noise: float, minimum: int, z: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Calibration and Brier score of one table; see `noised_scores`."""
     variance = np.maximum(table.ravel(), 0.0) + noise**2
@@ -179,6 +179,7 @@ def _calibration(
     if not groups:
         return nothing | {"points": []}, dict(nothing)
     everybody, inside = 0.0, np.zeros(table.shape)
+    edges, centres, spreads = bins
     points, ends = [], (0.0, *edges, 1.0)
     tops = {"calibration": 0.0, "brier": 0.0}
     slopes = {name: np.zeros(table.shape) for name in tops}
@@ -194,6 +195,7 @@ def _calibration(
         # Bins with a negative noised count would draw the mean out of the group's range.
         weights = np.maximum(part.sum(axis=1), 0.0)
         predicted = float(np.average(centres[group], weights=weights))
+        spread = float(np.average(spreads[group] + (centres[group] - predicted) ** 2, weights=weights))
         error = z * math.sqrt(float(slope**2 @ variance.reshape(table.shape)[group].ravel()))
         points.append(
             {
@@ -207,7 +209,8 @@ def _calibration(
         # Each is patients x f(share); the slope has a part by the number of patients and one by the share.
         terms = {
             "calibration": (predicted - share, -1.0),
-            "brier": (share * (1 - predicted) ** 2 + (1 - share) * predicted**2, 1 - 2 * predicted),
+            # Outcomes are taken to follow the scores within a bin as well as a calibrated model's do.
+            "brier": (share * (1 - predicted) ** 2 + (1 - share) * predicted**2 - spread, 1 - 2 * predicted),
         }
         for name, (value, by_share) in terms.items():
             tops[name] += float(patients) * value
@@ -274,7 +277,7 @@ def noised_scores(
     Returns:
         By task and metric `value`, `ci` and `why`: a reason where the two are None, else empty. Metrics: `c_index`, or `auc` (more
         than two classes: mean of one-vs-rest); but for more than two classes also `brier` (mean squared difference of outcome and
-        the bin's score) and `calibration`: mean predicted less observed, and in `points` the groups of score bins, each with
+        score) and `calibration`: mean predicted less observed, and in `points` the groups of score bins, each with
         `predicted`, `range` (of its bins), `observed`, `ci`, and `patients` (noised).
 
     Guarantees:
@@ -301,8 +304,11 @@ def noised_scores(
         if len(grid.edges[name]) == 1:
             calibration, brier = _calibration(
                 table,
-                grid.edges[name][column],
-                np.asarray(grid.centres[name][column]),
+                (
+                    grid.edges[name][column],
+                    np.asarray(grid.centres[name][column]),
+                    np.asarray(grid.spreads[name][column]),
+                ),
                 until=grid.days[name].index(task.horizon) + 1 if isinstance(task, SurvivalTask) else 0,
                 noise=noise_std,
                 minimum=plan.evaluation.minimum_shown,

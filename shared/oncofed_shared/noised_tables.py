@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,9 @@ PLACED_BINS = 4
 """Bins between quantiles of the scores."""
 
 
+_Bins: TypeAlias = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CoarseGrid:
     """The table's bins, a public value: made from the plan alone or from a noised release. See `fixed_grid` and `grid_from`.
@@ -54,11 +58,13 @@ class CoarseGrid:
     Attributes:
         edges: per task and scored column the inner edges of the score bins, ascending; bins are (low, high], the first contains 0.
         centres: per task and scored column the score that stands for each bin.
+        spreads: per task and scored column the variance of the score within each bin.
         days: per survival task the upper ends of the time bins, ascending; the horizon is among them, and one more bin follows.
     """
 
     edges: Mapping[str, tuple[tuple[float, ...], ...]]
     centres: Mapping[str, tuple[tuple[float, ...], ...]]
+    spreads: Mapping[str, tuple[tuple[float, ...], ...]]
     days: Mapping[str, tuple[float, ...]]
 
     def states(self, task: str) -> int:
@@ -88,16 +94,18 @@ def time_edges(task: SurvivalTask) -> tuple[float, ...]:
     return (min(before, key=lambda edge: abs(edge - task.horizon / 2)), task.horizon)
 
 
-def _even(bins: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _even(bins: int) -> _Bins:
     ends = [k / bins for k in range(bins + 1)]
-    return tuple(ends[1:-1]), tuple((k + 0.5) / bins for k in range(bins))
+    return tuple(ends[1:-1]), tuple((k + 0.5) / bins for k in range(bins)), (1 / (12 * bins * bins),) * bins
 
 
-def _grid(plan: Plan, made: Mapping[str, list[tuple[tuple[float, ...], tuple[float, ...]]]]) -> CoarseGrid:
-    """A grid from (edges, centres) of each task's scored columns."""
+def _grid(plan: Plan, made: Mapping[str, list[_Bins]]) -> CoarseGrid:
+    """A grid from edges, centres and spreads of each task's scored columns."""
+    edges, centres, spreads = ({name: tuple(bins[k] for bins in each) for name, each in made.items()} for k in range(3))
     return CoarseGrid(
-        edges={name: tuple(edges for edges, _ in each) for name, each in made.items()},
-        centres={name: tuple(centres for _, centres in each) for name, each in made.items()},
+        edges=edges,
+        centres=centres,
+        spreads=spreads,
         days={name: time_edges(task) for name, task in plan.tasks.items() if isinstance(task, SurvivalTask)},
     )
 
@@ -144,16 +152,17 @@ def score_histogram(plan: Plan, predictions: Mapping[str, Floats]) -> Floats:
     return np.concatenate(parts).astype(np.float64)
 
 
-def _placed(counts: Floats, bins: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Edges at the quantiles of a noised histogram, (HISTOGRAM_BINS,), and the mean score between them."""
+def _placed(counts: Floats, bins: int) -> _Bins:
+    """Edges at the quantiles of a noised histogram, (HISTOGRAM_BINS,), and mean and variance of the score between them."""
     ends = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     # Noise makes the sum fall in places; a little slope makes it invertible where it is flat.
     rising = np.maximum.accumulate(np.concatenate([[0.0], np.cumsum(counts)])) + 1e-6 * np.arange(len(ends))
     share = rising / rising[-1]
     edges = np.interp(np.arange(1, bins) / bins, share, ends)
-    # The mean between two edges: the integral of the quantile function there, in steps fine enough for any report.
+    # Means between two edges are integrals of the quantile function, in steps fine enough for any report.
     quantiles = np.interp((np.arange(200 * bins) + 0.5) / (200 * bins), share, ends)
-    return tuple(map(float, edges)), tuple(map(float, quantiles.reshape(bins, -1).mean(axis=1)))
+    within = quantiles.reshape(bins, -1)
+    return tuple(edges.tolist()), tuple(within.mean(axis=1).tolist()), tuple(within.var(axis=1).tolist())
 
 
 def grid_from(plan: Plan, histogram: Floats) -> CoarseGrid:
