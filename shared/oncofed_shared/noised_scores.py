@@ -13,7 +13,7 @@ it is unbounded, and no number is given.
 Conventions, where the table has no order: a tie in the score is half won. Of two events in one time bin nobody knows which was
 first; such pairs are half won and have a weight of 1/3, because two days within a bin are a third as far apart as those of
 neighbouring bins. Of an event and a censoring in one bin the event is first half the time, so the pair has a weight of 1/2. In
-an AUC, ties have a weight of 1/2. With fine bins all this vanishes; with the coarse ones the weights keep the mean error near
+an AUC, ties have a weight of 2/3. With fine bins all this vanishes; with the coarse ones the weights keep the mean error near
 zero on invented cohorts, where counting ties in full or not at all would not.
 """
 
@@ -34,7 +34,7 @@ from oncofed_shared.plan import Evaluation, Plan, SurvivalTask
 __all__ = ["noised_scores", "noised_totals"]
 
 _DROWNED = "the noise is too large for a number"
-_SAME_SCORE = 1 / 2
+_SAME_SCORE = 2 / 3
 """Weight of a pair with equal score bins in an AUC."""
 _SAME_TIME = 1 / 3
 """Weight of a pair of events in one time bin in a C-index."""
