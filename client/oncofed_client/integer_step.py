@@ -33,8 +33,11 @@ MICROBATCH = 64
 NEAR = 2.0**-40
 """In bounds: how near to the middle between two integers a coordinate may lie and be rounded as computed with others. What a batch
 changes in it is below a hundredth of this: tests/privacy measures it for every shape of network and every loss."""
-BLOCK = 2**20
-"""Coordinates that are rounded at once."""
+HUGE, SLACK = 2.0**500, 1e-9
+"""Length of a gradient above which it may be infinite in one batch and not in another; part of the bound from which squares are
+summed exactly."""
+BLOCK = 2**15
+"""Coordinates that are rounded at once: they stay in the processor's cache."""
 
 
 def sample(random: Randomness, rate: float, patients: int) -> Tensor:
@@ -49,25 +52,29 @@ def sample(random: Randomness, rate: float, patients: int) -> Tensor:
     return torch.from_numpy(np.flatnonzero(random.uniforms(patients) < rate))
 
 
-def _rounded(rows: Tensor, integers: IntegerNoise) -> tuple[Tensor, Tensor]:
-    """Clipped whole, in integer steps: (n, d) integers, and whose are too near to a middle to be sure of."""
-    norms = torch.linalg.vector_norm(rows, dim=1) / integers.grain
-    finite = torch.isfinite(norms)
-    factors = torch.where(finite, (integers.clip_to / norms).clamp(max=1.0), 0.0) / integers.grain
-    # Zero times infinity is not zero.
-    scaled = torch.where(finite[:, None], rows, 0.0) * factors[:, None]
-    whole = torch.round(scaled)
-    near = ((scaled - whole).abs() > 0.5 - NEAR * integers.bound).any(dim=1)
-    made = whole.to(torch.int64)
-    # Exact, as sums of integers are. Clipping has left room for rounding; who is still too long contributes zero.
-    made[(made * made).sum(dim=1) > integers.bound**2] = 0
-    return made, near
+def _round(rows: Tensor, integers: IntegerNoise) -> Tensor:
+    """Clip each row whole and round it to integer steps, in place; of whom that is not sure before he is computed alone, (n,).
+
+    Integers are held as doubles, which are exact below 2**53: so are sums of their squares, which the bound keeps below 2**52.
+    """
+    norms = torch.linalg.vector_norm(rows, dim=1)
+    unsure: Tensor = ~(norms < HUGE)
+    if bool(unsure.any()):
+        # Zero times infinity is not zero.
+        rows[~torch.isfinite(norms)] = 0
+    factors = (integers.clip_to * integers.grain / norms).clamp(max=1.0).nan_to_num() / integers.grain
+    apart = rows.mul_(factors[:, None]).clone()
+    rows.round_()
+    unsure |= apart.sub_(rows).abs_().amax(dim=1) > 0.5 - NEAR * integers.bound
+    # Clipping has left room for rounding, so nobody comes near to the bound; who were beyond it would contribute zero.
+    for i in torch.nonzero(torch.linalg.vector_norm(rows, dim=1) > (1 - SLACK) * integers.bound).flatten():
+        if float(rows[i] @ rows[i]) > integers.bound**2:
+            rows[i] = 0
+    return unsure
 
 
-def patient_integers(
-    hooked: Hooked, plan: Plan, batch: TrainingSet, integers: IntegerNoise, loss: Loss
-) -> NDArray[np.int64]:
-    """What each patient of a batch contributes, (patients, parameters).
+def patient_integers(hooked: Hooked, plan: Plan, batch: TrainingSet, integers: IntegerNoise, loss: Loss) -> Tensor:
+    """What each patient of a batch contributes, (patients, parameters) integers as doubles; overwritten by the next batch's.
 
     Guarantees:
         - A patient's row depends on nobody else.
@@ -76,12 +83,14 @@ def patient_integers(
     """
     rows = gradients(hooked, plan, batch, loss)
     step = max(1, BLOCK // max(1, rows.shape[1]))
-    parts = [_rounded(part, integers) for part in torch.split(rows, step)]
-    made = torch.cat([p for p, _ in parts]).numpy()
-    if len(batch) > 1:
-        for i in np.flatnonzero(torch.cat([n for _, n in parts]).numpy()):
-            alone = gradients(hooked, plan, batch.rows(torch.tensor([i])), loss)
-            made[i] = _rounded(alone, integers)[0][0].numpy()
+    unsure = torch.cat([_round(part, integers) for part in torch.split(rows, step)])
+    if len(batch) == 1 or not bool(unsure.any()):
+        return rows
+    made = rows.clone()
+    for i in torch.nonzero(unsure).flatten():
+        alone = gradients(hooked, plan, batch.rows(i[None]), loss)
+        _round(alone, integers)
+        made[i] = alone[0]
     return made
 
 
@@ -109,7 +118,8 @@ def integer_sum(
     total = np.zeros(integers.parameters, dtype=np.int64)
     for part in torch.split(rows, microbatch):
         if len(part):
-            total += patient_integers(hooked, plan, data.rows(part), integers, loss).sum(axis=0)
+            made = patient_integers(hooked, plan, data.rows(part), integers, loss)
+            total += made.sum(dim=0).to(torch.int64).numpy()
     return total
 
 

@@ -2,7 +2,7 @@
 
 A table holds the distribution function of a narrow discrete Gaussian as integers of 128 bits. Sixteen random bits choose among the
 values, and where they do not decide, 48 more do, and then 64 more. A wide discrete Gaussian is a sum of narrow ones, the coarser
-multiplied (Micciancio & Walter 2017, section 4). `docs/noise.md` bounds the error, which the mechanism charges to delta.
+multiplied (Micciancio & Walter 2017). `docs/noise.md` bounds the error, which the mechanism charges to delta.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _DIGITS = Context(prec=120)
 
 def _weights(sigma: float, end: int) -> list[int]:
     """exp(-x^2 / 2 sigma^2) for x = 0..end, as integers over 2**FIXED."""
-    base = _DIGITS.exp(_DIGITS.divide(Decimal(-1), 2 * _DIGITS.multiply(Decimal(sigma), Decimal(sigma))))
+    width = _DIGITS.multiply(Decimal(2), _DIGITS.multiply(Decimal(sigma), Decimal(sigma)))
+    base = _DIGITS.exp(_DIGITS.divide(Decimal(-1), width))
     # One after another: q^((x+1)^2) = q^(x^2) q^(2x+1).
     factor = int(_DIGITS.multiply(base, Decimal(1 << FIXED)))
     square, weight, found = factor * factor >> FIXED, 1 << FIXED, []

@@ -1,9 +1,8 @@
-"""Each patient's own gradient, in double precision, by Opacus's hooks (Yousefpour et al. 2021)."""
+"""Each patient's own gradient, in double precision, by Opacus's rules for each kind of layer (Yousefpour et al. 2021)."""
 
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,9 +10,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 from opacus.grad_sample.grad_sample_module import GradSampleModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from oncofed_client.training import TrainingSet
+from oncofed_shared.errors import ConfigError
 from oncofed_shared.losses import Target
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
@@ -25,31 +25,50 @@ Loss = Callable[[Plan, Mapping[str, Tensor], Mapping[str, Target]], Tensor]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooked:
-    """A network in double precision with hooks, which leave a gradient per patient in each parameter's `grad_sample`.
+    """A network in double precision whose layers note what went in and what came out.
 
     Attributes:
         network: what is hooked; `network.vector` sets its parameters.
-        weights: its parameters by name, as in a layout; walking the modules for them costs as much as a small step.
+        places: start and stop of each parameter's coordinates in a row.
     """
 
     network: FusionNetwork
-    module: GradSampleModule
-    weights: tuple[torch.nn.Parameter, ...]
+    places: dict[nn.Parameter, tuple[int, int]]
     _room: list[Tensor] = field(default_factory=list)
+    _noted: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
 
-    def rows(self, patients: int, size: int) -> Tensor:
-        """Room for the gradients of a batch, (patients, size) float64, with what the last batch left in it.
+    def rows(self, patients: int) -> Tensor:
+        """Room for the gradients of a batch, (patients, parameters) float64, all zero.
 
         Taken from the system once and not at every step: new pages of memory take longer than what is written to them.
         """
         if not self._room or len(self._room[0]) < patients:
+            size = max(stop for _, stop in self.places.values())
             self._room[:] = [torch.empty(patients, size, dtype=torch.float64)]
-        return self._room[0][:patients]
+        return self._room[0][:patients].zero_()
 
-    def forget(self) -> None:
-        """Take the gradients of the last batch away."""
-        for weight in self.weights:
-            weight.grad, weight.grad_sample = None, None  # type: ignore[attr-defined]
+    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+        """Hook of a layer's forward pass."""
+        self._noted.append((layer, inputs[0].detach(), made))
+
+    def noted(self) -> list[tuple[nn.Module, Tensor, Tensor]]:
+        """Layer, input and output of each use of a layer since this was last asked."""
+        taken = list(self._noted)
+        self._noted.clear()
+        return taken
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    """Modules with parameters of their own.
+
+    Raises:
+        ConfigError: Opacus has no per-patient gradient for one of them.
+    """
+    found = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
+    unknown = sorted({type(m).__name__ for m in found} - {t.__name__ for t in GradSampleModule.GRAD_SAMPLERS})
+    if unknown:
+        raise ConfigError(f"model: {', '.join(unknown)} has no gradient per patient, so it cannot be trained privately")
+    return found
 
 
 _TWINS: WeakKeyDictionary[FusionNetwork, FusionNetwork] = WeakKeyDictionary()
@@ -57,19 +76,26 @@ _TWINS: WeakKeyDictionary[FusionNetwork, FusionNetwork] = WeakKeyDictionary()
 
 @contextmanager
 def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
-    """Put hooks on a double-precision twin of a network, which has its parameters, and take them off at the end."""
+    """Put hooks on a double-precision twin of a network, which has its parameters, and take them off at the end.
+
+    Raises:
+        ConfigError: a layer has no per-patient gradient.
+    """
     twin = _TWINS.get(network)
     if twin is None:
         twin = _TWINS[network] = copy.deepcopy(network).to(torch.float64).train()
     twin.vector.copy_(network.vector)
-    module = GradSampleModule(twin, loss_reduction="sum", strict=True)
+    places, start = {}, 0
+    for parameter in twin.named.values():
+        places[parameter] = (start, start + parameter.numel())
+        start += parameter.numel()
+    hooked = Hooked(network=twin, places=places)
+    handles = [layer.register_forward_hook(hooked.note) for layer in _layers(twin)]
     try:
-        with warnings.catch_warnings():
-            # They stand on modules that read data, which has no gradient: nothing is lost.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Hooked(network=twin, module=module, weights=tuple(twin.named.values()))
+        yield hooked
     finally:
-        module.to_standard_module()
+        for handle in handles:
+            handle.remove()
 
 
 def doubled(batch: TrainingSet) -> TrainingSet:
@@ -84,19 +110,21 @@ def doubled(batch: TrainingSet) -> TrainingSet:
 
 def gradients(hooked: Hooked, plan: Plan, batch: TrainingSet, loss: Loss) -> Tensor:
     """Each patient's gradient, (patients, parameters) float64, in the order of the layout; overwritten by the next batch's."""
-    sizes = [p.numel() for p in hooked.weights]
-    rows = hooked.rows(len(batch), sum(sizes))
+    rows = hooked.rows(len(batch))
     if len(batch) == 0:
         return rows
-    hooked.forget()
     own = doubled(batch)
-    losses = loss(plan, hooked.module(own.values, own.seen), own.goals)
-    torch.autograd.backward([losses.sum()])
-    for weight, part in zip(hooked.weights, torch.split(rows, sizes, dim=1), strict=True):
-        each: Tensor | None = weight.grad_sample  # type: ignore[attr-defined]
-        if each is None:
-            part.zero_()
-        else:
-            part.copy_(each.flatten(start_dim=1))
-    hooked.forget()
+    hooked.noted()
+    losses = loss(plan, hooked.network(own.values, own.seen), own.goals)
+    uses = hooked.noted()
+    # By what a layer gave, and not by its parameters: their gradients would be sums over the batch, which nobody needs.
+    grown = torch.autograd.grad(losses.sum(), [made for _, _, made in uses], allow_unused=True)
+    with torch.no_grad():
+        for (layer, inputs, _), back in zip(uses, grown, strict=True):
+            if back is None:
+                continue
+            for parameter, each in GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], back).items():
+                start, stop = hooked.places[parameter]
+                # A layer may be used more than once.
+                rows[:, start:stop] += each.flatten(start_dim=1)
     return rows

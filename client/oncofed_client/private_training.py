@@ -103,6 +103,8 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
     found = [str(e) for e in ModuleValidator.validate(network.train(), strict=False)]
     if found:
         raise ConfigError(*(f"model: this network cannot be trained privately: {f}" for f in found))
+    with per_patient(network):
+        pass  # every layer has a gradient per patient, or this has said so
     trial = copy.deepcopy(network).to(torch.float64).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

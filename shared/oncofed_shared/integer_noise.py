@@ -41,6 +41,8 @@ ERRORS = 1e-6
 """Part of delta that is kept for the two errors above, over all numbers of the whole run."""
 FINEST, PER_ROOT = 2**12, 500
 """Rounding a vector of d coordinates moves it by sqrt(d) / 2 at most: a thousandth of a bound of 500 sqrt(d)."""
+LARGEST_BOUND = 2**26
+"""Squares of longer vectors would not be exact in doubles; 10^10 parameters do not reach it."""
 UNIFORM = 2**53
 
 
@@ -98,6 +100,8 @@ class IntegerNoise:
         """
         finest = max(FINEST, PER_ROOT * math.sqrt(parameters))
         bound = 2 ** math.ceil(math.log2(finest))
+        if bound > LARGEST_BOUND:
+            raise ConfigError(f"model: {parameters} parameters are more than integers of a step are exact for")
         sigma = share_width(noise_multiplier, bound, shares)
         if sigma < SMALLEST_SHARE:
             raise ConfigError(
