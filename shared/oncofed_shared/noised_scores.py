@@ -1,8 +1,8 @@
 """Scores with intervals from noised coarse tables: `noised_tables` says what is counted, `docs/privacy.md` why so.
 
 Every score is read from the noised counts as they are, negative ones too. A C-index and an AUC are a ratio of two sums over
-pairs of different cells; noise of different cells is independent, so neither sum is biased by it. What is clipped is the end
-result alone.
+pairs of patients. Noise of different cells is independent and biases no product of two of them; pairs within one cell are
+n(n - 1)/2, and what the noise adds to that is taken off. What is clipped is the end result alone.
 
 Intervals are analytic, by Fieller's method: those theta for which won(counts) - theta x pairs(counts) is within z standard
 errors of zero. Its variance by the delta method is the sum over cells of (derivative)^2 x (count + noise variance): a cell's
@@ -10,8 +10,11 @@ count is Poisson over samples of patients, and carries the noise. A bootstrap wo
 draw from, and setting them to zero moves scores towards 1/2. Fieller's interval also says when the noise leaves nothing: then
 it is unbounded, and no number is given.
 
-Conventions: ties in the score's bin count one half; pairs within a time bin have no known order and are left out; an event
-after the horizon is somebody followed beyond it.
+Conventions, where the table has no order: a tie in the score is half won. Of two events in one time bin nobody knows which was
+first; such pairs are half won and have a weight of 1/3, because two days within a bin are a third as far apart as those of
+neighbouring bins. Of an event and a censoring in one bin the event is first half the time, so the pair has a weight of 1/2. In
+an AUC, ties have a weight of 2/3. With fine bins all this vanishes; with the coarse ones the weights keep the mean error near
+zero on invented cohorts, where counting ties in full or not at all would not.
 """
 
 from __future__ import annotations
@@ -25,12 +28,16 @@ from scipy.stats import norm
 
 from oncofed_shared.count_tables import Floats
 from oncofed_shared.errors import LocalProtocolError
-from oncofed_shared.noised_tables import CoarseGrid, column_tables, fixed_grid, time_edges
-from oncofed_shared.plan import ClassificationTask, Evaluation, Plan, SurvivalTask
+from oncofed_shared.noised_tables import CoarseGrid, column_tables, fixed_grid
+from oncofed_shared.plan import Evaluation, Plan, SurvivalTask
 
 __all__ = ["noised_scores", "noised_totals"]
 
 _DROWNED = "the noise is too large for a number"
+_SAME_SCORE = 2 / 3
+"""Weight of a pair with equal score bins in an AUC."""
+_SAME_TIME = 1 / 3
+"""Weight of a pair of events in one time bin in a C-index."""
 _QUIET = 2.0
 """A group's number at risk is at least this many standard deviations of its noise, or the group joins its neighbour."""
 
@@ -57,20 +64,23 @@ class _Fraction:
         return (middle - root) / square, (middle + root) / square
 
 
-def _pairs(counts: Floats, won: Floats, every: Floats) -> _Fraction:
-    """Ratio of two quadratic forms of (cells,) counts, each given by a (cells, cells) matrix without a diagonal."""
-    return _Fraction(
-        top=float(counts @ won @ counts),
-        below=float(counts @ every @ counts),
-        top_slope=(won + won.T) @ counts,
-        below_slope=(every + every.T) @ counts,
-    )
+def _pairs(counts: Floats, noise: float, won: Floats, every: Floats) -> _Fraction:
+    """Ratio of two sums over ordered pairs of patients.
 
+    Args:
+        counts: (cells,).
+        noise: standard deviation of each.
+        won, every: (cells, cells) weights of a pair; on the diagonal of two patients of one cell.
+    """
 
-def _order(bins: int, wide: int) -> tuple[Floats, Floats]:
-    """Score bin and state of each cell of a table."""
-    score, state = np.divmod(np.arange(bins * wide), wide)
-    return score, state
+    def total(weights: Floats) -> tuple[float, Floats]:
+        own = np.diagonal(weights)
+        # A cell of n has n (n - 1) ordered pairs; the square of a noised count is too large by the noise's variance.
+        value = counts @ weights @ counts - own @ counts - own.sum() * noise**2
+        return float(value), (weights + weights.T) @ counts - own
+
+    (top, top_slope), (below, below_slope) = total(won), total(every)
+    return _Fraction(top=top, below=below, top_slope=top_slope, below_slope=below_slope)
 
 
 def _half(score: Floats) -> Floats:
@@ -78,28 +88,34 @@ def _half(score: Floats) -> Floats:
     return np.asarray((score[:, None] > score) + 0.5 * (score[:, None] == score), dtype=np.float64)
 
 
-def _auc(table: Floats) -> _Fraction:
+def _auc(table: Floats, noise: float) -> _Fraction:
     """Mann-Whitney (Hanley & McNeil 1982) from (bins, 2) patients not of and of the class."""
-    score, own = _order(*table.shape)
+    score, own = np.divmod(np.arange(table.size), 2)
     every = np.asarray((own[:, None] == 1) & (own == 0), dtype=np.float64)
-    return _pairs(table.ravel(), every * _half(score), every)
+    every[score[:, None] == score] *= _SAME_SCORE
+    return _pairs(table.ravel(), noise, every * _half(score), every)
 
 
-def _c_index(table: Floats) -> _Fraction:
-    """Harrell's C from (bins, states): pairs of an event and somebody whose follow-up ends in a later time bin."""
-    score, state = _order(*table.shape)
+def _c_index(table: Floats, noise: float) -> _Fraction:
+    """Harrell's C (1996) from (bins, states): pairs of an event and somebody who was followed for longer."""
+    score, state = np.divmod(np.arange(table.size), table.shape[1])
     times = table.shape[1] // 2
     # Events 0..T-1 and censorings T..2T-1 lie in the time bins; the last state, 2T, in the one after them.
     when = np.where(state == 2 * times, times, state % times)
-    every = np.asarray((state[:, None] < times) & (when[:, None] < when), dtype=np.float64)
-    return _pairs(table.ravel(), every * _half(score), every)
+    event, together = state < times, when[:, None] == when
+    every = np.asarray(event[:, None] & (when[:, None] < when), dtype=np.float64)
+    every[event[:, None] & ~event & together] = 0.5
+    # Each of two events is once the row and once the column, so a half for each.
+    both = event[:, None] & event & together
+    every[both] = _SAME_TIME / 2
+    return _pairs(table.ravel(), noise, every * np.where(both, 0.5, _half(score)), every)
 
 
-def _observed(table: Floats) -> tuple[float, Floats] | None:
+def _observed(table: Floats, until: int) -> tuple[float, Floats] | None:
     """Share of patients with the outcome, and its slope by cell, from the (bins, states) of a group.
 
     Survival: the actuarial estimate (Cutler & Ederer 1958) at the horizon, where who is censored in a bin was at risk for half
-    of it.
+    of it; `until` time bins lie before the horizon.
     None where nobody is left at risk.
     """
     wide = table.shape[1]
@@ -112,7 +128,7 @@ def _observed(table: Floats) -> tuple[float, Floats] | None:
         slope = np.array([-share, 1 - share]) / total
         return float(share), np.tile(slope, len(table))
     times, survival, slope = wide // 2, 1.0, np.zeros(wide)
-    for t in range(times):
+    for t in range(until):
         at_risk = np.zeros(wide)
         at_risk[[*range(t, times), *range(times + t, 2 * times + 1)]] = 1.0
         at_risk[times + t] = 0.5
@@ -127,18 +143,18 @@ def _observed(table: Floats) -> tuple[float, Floats] | None:
     return float(1 - survival), np.tile(-survival * slope, len(table))
 
 
-def _groups(table: Floats, noise: float, minimum: int) -> list[slice]:
+def _groups(table: Floats, until: int, noise: float, minimum: int) -> list[slice]:
     """Neighbouring score bins joined until each group's noised total is at least `minimum` and well above its noise."""
     found: list[slice] = []
     start = 0
     for stop in range(1, len(table) + 1):
         group = table[start:stop]
-        if group.sum() >= max(minimum, _QUIET * noise * math.sqrt(group.size)) and _observed(group) is not None:
+        if group.sum() >= max(minimum, _QUIET * noise * math.sqrt(group.size)) and _observed(group, until) is not None:
             found.append(slice(start, stop))
             start = stop
     if found and start < len(table):
         found[-1] = slice(found[-1].start, len(table))
-    return [group for group in found if _observed(table[group]) is not None]
+    return [group for group in found if _observed(table[group], until) is not None]
 
 
 def _clip(interval: tuple[float, float] | None, low: float = 0.0) -> list[float] | None:
@@ -154,21 +170,22 @@ def _number(fraction: _Fraction, variance: Floats, z: float, low: float = 0.0) -
 
 
 def _calibration(
-    table: Floats, edges: tuple[float, ...], centres: Floats, *, noise: float, minimum: int, z: float
+    table: Floats, bins: tuple[tuple[float, ...], Floats, Floats], *, until: int, noise: float, minimum: int, z: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Calibration and Brier score of one table; see `noised_scores`."""
     variance = np.maximum(table.ravel(), 0.0) + noise**2
     nothing = {"value": None, "ci": None, "why": _DROWNED}
-    groups = _groups(table, noise, minimum)
+    groups = _groups(table, until, noise, minimum)
     if not groups:
         return nothing | {"points": []}, dict(nothing)
     everybody, inside = 0.0, np.zeros(table.shape)
+    edges, centres, spreads = bins
     points, ends = [], (0.0, *edges, 1.0)
     tops = {"calibration": 0.0, "brier": 0.0}
     slopes = {name: np.zeros(table.shape) for name in tops}
     for group in groups:
         part = table[group]
-        found = _observed(part)
+        found = _observed(part, until)
         if found is None:
             continue
         share, slope = found
@@ -178,6 +195,7 @@ def _calibration(
         # Bins with a negative noised count would draw the mean out of the group's range.
         weights = np.maximum(part.sum(axis=1), 0.0)
         predicted = float(np.average(centres[group], weights=weights))
+        spread = float(np.average(spreads[group] + (centres[group] - predicted) ** 2, weights=weights))
         error = z * math.sqrt(float(slope**2 @ variance.reshape(table.shape)[group].ravel()))
         points.append(
             {
@@ -191,7 +209,8 @@ def _calibration(
         # Each is patients x f(share); the slope has a part by the number of patients and one by the share.
         terms = {
             "calibration": (predicted - share, -1.0),
-            "brier": (share * (1 - predicted) ** 2 + (1 - share) * predicted**2, 1 - 2 * predicted),
+            # Outcomes are taken to follow the scores within a bin as well as a calibrated model's do.
+            "brier": (share * (1 - predicted) ** 2 + (1 - share) * predicted**2 - spread, 1 - 2 * predicted),
         }
         for name, (value, by_share) in terms.items():
             tops[name] += float(patients) * value
@@ -208,22 +227,22 @@ def _calibration(
     return made["calibration"] | {"points": points}, made["brier"]
 
 
-def _totals(task: ClassificationTask | SurvivalTask, tables: list[Floats]) -> tuple[float, float]:
-    """Noised patients, and events or patients of the rarest class."""
-    if isinstance(task, SurvivalTask):
-        events = tables[0][:, : len(time_edges(task))].sum()
-        return float(tables[0].sum()), float(events)
-    if len(tables) == 1:
-        return float(tables[0].sum()), float(tables[0].sum(axis=0).min())
-    return float(np.mean([t.sum() for t in tables])), float(min(t[:, 1].sum() for t in tables))
-
-
 def noised_totals(plan: Plan, counts: Floats, grid: CoarseGrid | None = None) -> dict[str, tuple[float, float]]:
-    """Per task the noised number of patients, and of events by the horizon or of patients of the rarest class."""
-    tables: dict[str, list[Floats]] = {}
-    for name, _, table in column_tables(plan, counts, grid):
-        tables.setdefault(name, []).append(table)
-    return {name: _totals(plan.tasks[name], each) for name, each in tables.items()}
+    """Per task the noised number of patients, and of events in the time bins or of patients of the rarest class."""
+    grid = grid or fixed_grid(plan)
+    made: dict[str, tuple[float, float]] = {}
+    for name, column, table in column_tables(plan, counts, grid):
+        states = table.sum(axis=0)
+        if name in grid.days:
+            rare = states[: len(grid.days[name])].sum()
+        elif len(grid.edges[name]) > 1:
+            rare = states[1] if column == 0 else min(states[1], made[name][1])
+        else:
+            rare = states.min()
+        # One table per class counts everybody once each: their mean has less noise.
+        before = made[name][0] if column else 0.0
+        made[name] = (before + float(states.sum()) / len(grid.edges[name]), float(rare))
+    return made
 
 
 def _withheld(rule: Evaluation, patients: float, rarest: float, *, survival: bool) -> str | None:
@@ -231,7 +250,7 @@ def _withheld(rule: Evaluation, patients: float, rarest: float, *, survival: boo
     if patients < rule.minimum_shown:
         return f"fewer than {rule.minimum_shown} test patients, as far as the noise tells"
     if rarest < rule.minimum_events:
-        rare = "events by the horizon" if survival else "patients of the rarest class"
+        rare = "events" if survival else "patients of the rarest class"
         return f"fewer than {rule.minimum_events} {rare}, as far as the noise tells"
     return None
 
@@ -258,13 +277,13 @@ def noised_scores(
     Returns:
         By task and metric `value`, `ci` and `why`: a reason where the two are None, else empty. Metrics: `c_index`, or `auc` (more
         than two classes: mean of one-vs-rest); but for more than two classes also `brier` (mean squared difference of outcome and
-        the bin's score) and `calibration`: mean predicted less observed, and in `points` the groups of score bins, each with
+        score) and `calibration`: mean predicted less observed, and in `points` the groups of score bins, each with
         `predicted`, `range` (of its bins), `observed`, `ci`, and `patients` (noised).
 
     Guarantees:
         - It reads the counts through noised sums alone, so it costs nothing beyond them.
         - Without noise it is the score of the coarse table.
-        - Sums over pairs have no bias by noise.
+        - Noise biases no sum over pairs.
 
     Raises:
         LocalProtocolError: counts that are not of this plan and grid, or a standard deviation or level that is none.
@@ -279,14 +298,18 @@ def noised_scores(
         task = plan.tasks[name]
         survival = isinstance(task, SurvivalTask)
         variance = np.maximum(table.ravel(), 0.0) + noise_std**2
-        fraction = _c_index(table) if survival else _auc(table)
+        fraction = (_c_index if survival else _auc)(table, noise_std)
         ranks.setdefault(name, []).append(_number(fraction, variance, z))
         made[name] = {"c_index" if survival else "auc": _mean(ranks[name])}
         if len(grid.edges[name]) == 1:
             calibration, brier = _calibration(
                 table,
-                grid.edges[name][column],
-                np.asarray(grid.centres[name][column]),
+                (
+                    grid.edges[name][column],
+                    np.asarray(grid.centres[name][column]),
+                    np.asarray(grid.spreads[name][column]),
+                ),
+                until=grid.days[name].index(task.horizon) + 1 if isinstance(task, SurvivalTask) else 0,
                 noise=noise_std,
                 minimum=plan.evaluation.minimum_shown,
                 z=z,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,9 @@ from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask
 
 __all__ = [
+    "FIXED_BINS",
     "HISTOGRAM_BINS",
+    "PLACED_BINS",
     "CoarseGrid",
     "coarse_counts",
     "coarse_entries",
@@ -35,29 +38,43 @@ __all__ = [
     "histogram_size",
     "placed_grid",
     "score_histogram",
-    "states",
     "time_edges",
 ]
 
 HISTOGRAM_BINS = 32
 """Equal bins of 0..1 in which scores of validation patients are counted, to place the few edges of the coarse table."""
-_FIXED = {"survival": 5, "classification": 6}
+FIXED_BINS = 5
 """Equal bins of 0..1 where nothing is known about the scores."""
-_PLACED = {"survival": 3, "classification": 5}
+PLACED_BINS = 4
 """Bins between quantiles of the scores."""
+
+
+_Bins: TypeAlias = tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CoarseGrid:
-    """Bins of the scores, a public value: made from the plan alone or from a noised release. See `fixed_grid` and `grid_from`.
+    """The table's bins, a public value: made from the plan alone or from a noised release. See `fixed_grid` and `grid_from`.
 
     Attributes:
-        edges: per task and scored column the inner edges, ascending; bins are (low, high], the first contains 0.
+        edges: per task and scored column the inner edges of the score bins, ascending; bins are (low, high], the first contains 0.
         centres: per task and scored column the score that stands for each bin.
+        spreads: per task and scored column the variance of the score within each bin.
+        days: per survival task the upper ends of the time bins, ascending; the horizon is among them, and one more bin follows.
     """
 
     edges: Mapping[str, tuple[tuple[float, ...], ...]]
     centres: Mapping[str, tuple[tuple[float, ...], ...]]
+    spreads: Mapping[str, tuple[tuple[float, ...], ...]]
+    days: Mapping[str, tuple[float, ...]]
+
+    def states(self, task: str) -> int:
+        """Cells of a score bin.
+
+        Classification: not of the class, of the class. Survival with T time bins: event in each, then censored in each, then
+        followed beyond the last.
+        """
+        return 2 * len(self.days[task]) + 1 if task in self.days else 2
 
 
 def columns(task: ClassificationTask | SurvivalTask) -> int:
@@ -71,34 +88,32 @@ def coarse_entries(plan: Plan) -> int:
 
 
 def time_edges(task: SurvivalTask) -> tuple[float, ...]:
-    """Upper ends in days of the table's time bins: the plan's edge nearest half the horizon, if there is one, and the horizon."""
+    """Upper ends in days of a table's time bins: the plan's edge nearest half the horizon, if there is one, and the horizon."""
     before = [edge for edge in task.edges if 0 < edge < task.horizon]
     if not before:
         return (task.horizon,)
     return (min(before, key=lambda edge: abs(edge - task.horizon / 2)), task.horizon)
 
 
-def states(task: ClassificationTask | SurvivalTask) -> int:
-    """Cells of a score bin.
-
-    Classification: not of the class, of the class. Survival with T time bins: event in each, then censored in each, then followed
-    beyond the horizon.
-    """
-    return 2 * len(time_edges(task)) + 1 if isinstance(task, SurvivalTask) else 2
-
-
-def _even(bins: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _even(bins: int) -> _Bins:
     ends = [k / bins for k in range(bins + 1)]
-    return tuple(ends[1:-1]), tuple((k + 0.5) / bins for k in range(bins))
+    return tuple(ends[1:-1]), tuple((k + 0.5) / bins for k in range(bins)), (1 / (12 * bins * bins),) * bins
+
+
+def _grid(plan: Plan, made: Mapping[str, list[_Bins]]) -> CoarseGrid:
+    """A grid from edges, centres and spreads of each task's scored columns."""
+    edges, centres, spreads = ({name: tuple(bins[k] for bins in each) for name, each in made.items()} for k in range(3))
+    return CoarseGrid(
+        edges=edges,
+        centres=centres,
+        spreads=spreads,
+        days={name: time_edges(task) for name, task in plan.tasks.items() if isinstance(task, SurvivalTask)},
+    )
 
 
 def fixed_grid(plan: Plan) -> CoarseGrid:
     """The grid of a plan when nothing is known of the scores: equal bins."""
-    made = {name: [_even(_FIXED[task.kind])] * columns(task) for name, task in plan.tasks.items()}
-    return CoarseGrid(
-        edges={name: tuple(e for e, _ in each) for name, each in made.items()},
-        centres={name: tuple(c for _, c in each) for name, each in made.items()},
-    )
+    return _grid(plan, {name: [_even(FIXED_BINS)] * columns(task) for name, task in plan.tasks.items()})
 
 
 def _scores(task: ClassificationTask | SurvivalTask, prediction: Floats) -> Floats:
@@ -138,16 +153,17 @@ def score_histogram(plan: Plan, predictions: Mapping[str, Floats]) -> Floats:
     return np.concatenate(parts).astype(np.float64)
 
 
-def _placed(counts: Floats, bins: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Edges at the quantiles of a noised histogram, (HISTOGRAM_BINS,), and the mean score between them."""
+def _placed(counts: Floats, bins: int) -> _Bins:
+    """Edges at the quantiles of a noised histogram, (HISTOGRAM_BINS,), and mean and variance of the score between them."""
     ends = np.linspace(0.0, 1.0, HISTOGRAM_BINS + 1)
     # Noise makes the sum fall in places; a little slope makes it invertible where it is flat.
     rising = np.maximum.accumulate(np.concatenate([[0.0], np.cumsum(counts)])) + 1e-6 * np.arange(len(ends))
     share = rising / rising[-1]
     edges = np.interp(np.arange(1, bins) / bins, share, ends)
-    # The mean between two edges: the integral of the quantile function there, in steps fine enough for any report.
+    # Means between two edges are integrals of the quantile function, in steps fine enough for any report.
     quantiles = np.interp((np.arange(200 * bins) + 0.5) / (200 * bins), share, ends)
-    return tuple(map(float, edges)), tuple(map(float, quantiles.reshape(bins, -1).mean(axis=1)))
+    within = quantiles.reshape(bins, -1)
+    return tuple(edges.tolist()), tuple(within.mean(axis=1).tolist()), tuple(within.var(axis=1).tolist())
 
 
 def grid_from(plan: Plan, histogram: Floats) -> CoarseGrid:
@@ -164,13 +180,12 @@ def grid_from(plan: Plan, histogram: Floats) -> CoarseGrid:
             f"grid_from: expected {histogram_size(plan)} finite numbers, got shape {histogram.shape}"
         )
     rows = iter(histogram.reshape(-1, HISTOGRAM_BINS))
-    made = {
-        name: [_placed(next(rows), _PLACED[plan.tasks[name].kind]) for _ in range(columns(plan.tasks[name]))]
-        for name in plan.task_names
-    }
-    return CoarseGrid(
-        edges={name: tuple(e for e, _ in each) for name, each in made.items()},
-        centres={name: tuple(c for _, c in each) for name, each in made.items()},
+    return _grid(
+        plan,
+        {
+            name: [_placed(next(rows), PLACED_BINS) for _ in range(columns(plan.tasks[name]))]
+            for name in plan.task_names
+        },
     )
 
 
@@ -187,12 +202,11 @@ def placed_grid(plan: Plan, histogram: Floats | None = None) -> CoarseGrid:
 def coarse_size(plan: Plan, grid: CoarseGrid | None = None) -> int:
     """Length of the vector of `coarse_counts`; the grid's default is `fixed_grid`. All grids of `grid_from` have one same size."""
     grid = grid or fixed_grid(plan)
-    return sum(states(plan.tasks[name]) * sum(len(edges) + 1 for edges in grid.edges[name]) for name in plan.task_names)
+    return sum(grid.states(name) * sum(len(edges) + 1 for edges in grid.edges[name]) for name in plan.task_names)
 
 
-def _state(task: SurvivalTask, labels: Floats) -> NDArray[np.int64]:
+def _state(ends: tuple[float, ...], labels: Floats) -> NDArray[np.int64]:
     """Cell within a score bin of survival labels, (n, 2) to (n,)."""
-    ends = time_edges(task)
     when = np.searchsorted(ends, labels[:, 0], side="left")
     within = np.where(labels[:, 1] == 1, when, len(ends) + when)
     return np.where(when == len(ends), 2 * len(ends), within).astype(np.int64)
@@ -215,7 +229,7 @@ def coarse_counts(
 
     Returns:
         (coarse_size,) float64 integers: tasks as in `plan.task_names`, then scored columns, then bins by ascending score, then
-        `states`.
+        `CoarseGrid.states`.
 
     Guarantees:
         - Counts of disjoint sets of patients add up to the counts of their union.
@@ -240,12 +254,12 @@ def coarse_counts(
         prediction, label = prediction[known], label[known]
         for column, score in enumerate(_scores(task, prediction).T):
             if isinstance(task, SurvivalTask):
-                state = _state(task, label)
+                state = _state(grid.days[name], label)
             else:
                 state = (label == (column if columns(task) > 1 else 1)).astype(np.int64)
             edges = grid.edges[name][column]
-            place = np.searchsorted(edges, score, side="left") * states(task) + state
-            parts.append(np.bincount(place, minlength=(len(edges) + 1) * states(task)))
+            place = np.searchsorted(edges, score, side="left") * grid.states(name) + state
+            parts.append(np.bincount(place, minlength=(len(edges) + 1) * grid.states(name)))
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -262,6 +276,6 @@ def column_tables(plan: Plan, counts: Floats, grid: CoarseGrid | None = None) ->
     start = 0
     for name in plan.task_names:
         for column, edges in enumerate(grid.edges[name]):
-            shape = (len(edges) + 1, states(plan.tasks[name]))
+            shape = (len(edges) + 1, grid.states(name))
             yield name, column, counts[start : start + math.prod(shape)].reshape(shape)
             start += math.prod(shape)
