@@ -229,7 +229,7 @@ def test_rule_08_recorded_packets_cannot_be_opened_with_what_a_site_keeps(federa
         world.group, setup.digest, 0, sender=peer, receiver=name, secret=secret, public=setup.advert(peer).transport
     )
     # It can be opened with the transport key, which is therefore not kept.
-    assert unseal(key, sealed)
+    assert unseal(key, sealed, peer)
     assert world.sites[name]._blocks[0].transport == b""
     assert transports[name] not in world.sites[name].state()
 

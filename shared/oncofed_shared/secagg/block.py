@@ -147,7 +147,7 @@ class BlockKeys:
             secret=transport,
             public=self.agreed.advert(sender).transport,
         )
-        content = unseal(key, sealed)
+        content = unseal(key, sealed, sender)
         shape = (self.group.block, 2, DIGITS)
         if len(content) != 4 * int(np.prod(shape)):
             raise RemoteProtocolError(f"shares of {sender} have the wrong length", code="deal")
