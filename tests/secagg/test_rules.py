@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from oncofed_shared.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from oncofed_shared.secagg import AggregatorPhase, Group, SiteParty, Step, smallest_threshold, to_bytes
 from oncofed_shared.secagg.adverts import KEY, SEED, Setup
-from oncofed_shared.secagg.keys import agreement, deal_key, pair_key, self_key, sign, unseal
+from oncofed_shared.secagg.keys import agreement, deal_key, pair_key, public_key, self_key, sign, unseal
 from oncofed_shared.secagg.masks import array_hash
 from oncofed_shared.secagg.messages import Adverts, Certificate, Complete, Deals, Endorsement, Survivors
 
@@ -132,6 +132,33 @@ def test_rule_08_everything_that_a_step_is_changes_its_masks(five, changes):
         assert one != other
 
 
+def all_keys(group, setup=b"one", block=0):
+    """A key of each kind, from the same secrets."""
+    secret, public = agreement(bytes(range(32))), public_key(bytes(range(1, 33)))
+    step = Step(number=0, attempt=0, parameters=bytes(32), size=1, kind="train")
+    return (
+        self_key(group, setup, step, "site-00", bytes(32)),
+        pair_key(group, setup, step, names=("site-00", "site-01"), secret=secret, public=public),
+        deal_key(group, setup, block, sender="site-00", receiver="site-01", secret=secret, public=public),
+    )
+
+
+def test_rule_08_the_adverts_are_in_every_key_and_kinds_of_keys_differ(five):
+    """Two sites that were shown different adverts have no mask and no packet in common."""
+    one, other = all_keys(five.group), all_keys(five.group, setup=b"other")
+    assert len({*one, *other}) == 6
+    assert all_keys(five.group, block=1)[2] != one[2]
+
+
+def test_rule_08_a_site_deals_only_for_the_advert_that_it_gave(five):
+    """The same identity in another process, with other keys: signed well, and still not this party's."""
+    name = five.names[0]
+    party, twin = (SiteParty(five.group, name, five.identities[name]) for _ in range(2))
+    party.advertise(0)
+    adverts = five.aggregator._setups[0].adverts
+    refusal("advert", party.deal, Adverts(block=0, adverts=(twin.advertise(0), *adverts[1:])))
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,8 +174,7 @@ def test_rule_08_plan_session_and_roster_are_in_every_key(five, changes):
     kept = {f.name: getattr(five.group, f.name) for f in dataclasses.fields(Group) if f.init}
     other = Group(**kept | changes)
     assert other.digest != five.group.digest
-    step, seed = five.make_step(0), bytes(32)
-    assert self_key(five.group, b"", step, "site-00", seed) != self_key(other, b"", step, "site-00", seed)
+    assert all(a != b for a, b in zip(all_keys(five.group), all_keys(other), strict=True))
     members = (*kept["members"][:4], ("site-04", Ed25519PrivateKey.generate().public_key().public_bytes_raw()))
     assert Group(**kept | {"members": members}).digest != five.group.digest
 
