@@ -13,7 +13,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_shared.secagg import AggregatorParty, Group, SiteParty, Step, from_bytes, smallest_threshold, to_bytes
-from oncofed_shared.secagg.block import KEY, SEED, numbers, slot
+from oncofed_shared.secagg.adverts import KEY, SEED, numbers, slot
 from oncofed_shared.secagg.keys import agreement, commit, pair_key, public_key, self_key
 from oncofed_shared.secagg.masks import add_masks
 from oncofed_shared.secagg.messages import Advert, Reveal, Upload
@@ -110,7 +110,7 @@ class Transcript:
         """Read everything of a block that the corrupted sites hold; call it when the set-up is complete."""
         group = self.world.group
         keys = next(iter(self.world.sites.values()))._blocks[block]
-        self.setups[block] = keys.setup, {a.site: a for a in keys.adverts}
+        self.setups[block] = keys.agreed.digest, {a.site: a for a in keys.agreed.adverts}
         for name in self.corrupted:
             keys = self.world.sites[name]._blocks[block]
             for number, kind in itertools.product(numbers(group, block), (KEY, SEED)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -120,3 +121,23 @@ def test_survivors_may_leave_between_endorsement_and_reveal_down_to_the_threshol
     assert world.aggregator.phase is AggregatorPhase.CERTIFIED
     world.exchange(alive[2:])
     np.testing.assert_array_equal(world.aggregator.result(), world.plain_sum())
+
+
+def test_the_aggregator_keeps_one_vector_whatever_the_number_of_sites(federation):
+    size, peaks = 50_000, []
+    for sites in (4, 16):
+        world = federation(sites, block=1)
+        world.set_up()
+        step = world.make_step(0, size=size)
+        tracemalloc.start()
+        world.aggregator.begin(step)
+        for name in world.names:
+            vector = world.vector(size, name)
+            world.aggregator.take(world.sites[name].upload(step, vector))
+        world.exchange()
+        world.aggregator.result()
+        peaks.append(tracemalloc.get_traced_memory()[1] / (4 * size))
+        tracemalloc.stop()
+    # The sum, one upload with what it was made from, and little more.
+    assert peaks[1] < peaks[0] + 1
+    assert peaks[1] < 8

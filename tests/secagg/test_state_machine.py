@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.secagg import AggregatorPhase, SiteParty
-from oncofed_shared.secagg.block import KEY, SEED
+from oncofed_shared.secagg.adverts import KEY, SEED
 from oncofed_shared.secagg.keys import sign
 from oncofed_shared.secagg.masks import array_hash
 from oncofed_shared.secagg.messages import Certificate, Complete, Endorsement, Reveal, Survivors

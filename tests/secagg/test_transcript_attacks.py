@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_shared.errors import ConfigError, LocalProtocolError, RemoteProtocolError
 from oncofed_shared.secagg import Group, SiteParty, SitePhase, block
-from oncofed_shared.secagg.block import KEY, SEED, BlockKeys
-from oncofed_shared.secagg.keys import public_key, sign
+from oncofed_shared.secagg.adverts import KEY, SEED, Setup, check_advert
+from oncofed_shared.secagg.block import BlockKeys
+from oncofed_shared.secagg.keys import agreement, public_key, sign
 from oncofed_shared.secagg.messages import Advert, Adverts, Certificate, Complete, Survivors
 
 SEEDS = 256
@@ -38,7 +39,7 @@ class Forgetful(SiteParty):
     def _enter(self, keys, step, digest):
         super()._enter(_Unerasable(keys), step, digest)
 
-    def _move(self, current, ask, answer, names):
+    def _move(self, current, *_):
         current.phase = SitePhase.UPLOADED
 
 
@@ -241,7 +242,7 @@ def test_split_views(federation, transcript):
 # 4: a step is asked for again, with something else in it
 
 
-def replay(world, transcript):
+def replay(world):
     """Two vectors under one key: their difference is open."""
     world.set_up()
     victim = world.names[0]
@@ -251,15 +252,15 @@ def replay(world, transcript):
     return first.masked - second.masked
 
 
-def test_replay(federation, transcript):
+def test_replay(federation):
     world = federation(4)
     with pytest.raises(RemoteProtocolError) as refused:
-        replay(world, transcript)
+        replay(world)
     assert refused.value.code == "step"
 
     world = federation(4)
     weaken(world, Forgetful)
-    np.testing.assert_array_equal(replay(world, transcript), world.vector(5, "first") - world.vector(5, "second"))
+    np.testing.assert_array_equal(replay(world), world.vector(5, "first") - world.vector(5, "second"))
 
 
 # 5: the aggregator's keys in place of the peers'
@@ -279,8 +280,8 @@ def key_substitution(world, transcript):
     dealt = party.deal(Adverts(block=0, adverts=adverts))
     transcript.setups[0] = dealt.setup, {a.site: a for a in adverts}
     for name, keys in faked.items():
-        keys.adverts, keys.setup = adverts, dealt.setup
-        opened = keys._opened(victim, dict(dealt.sealed)[name], block.agreement(keys.transport))
+        keys.setup = Setup.of(group, adverts, 0)
+        opened = keys._opened(victim, dict(dealt.sealed)[name], agreement(keys.transport))
         for kind in (KEY, SEED):
             transcript.known[0, name, kind] = keys.secrets[0, kind].tobytes()
             transcript.hold_share(0, victim, kind, name, opened[0, kind].astype("<u4").tobytes())
@@ -392,7 +393,7 @@ def test_a_site_outside_the_roster_is_no_party(federation):
     with pytest.raises(LocalProtocolError):
         SiteParty(world.group, world.names[0], stranger)
     with pytest.raises(RemoteProtocolError) as refused:
-        block.check_advert(
+        check_advert(
             world.group,
             Advert(
                 site="site-99",

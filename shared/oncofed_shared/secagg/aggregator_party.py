@@ -19,18 +19,16 @@ any but set-up  abandon()               lost
 from __future__ import annotations
 
 import enum
-import itertools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import msgpack
 import numpy as np
-from numpy.typing import NDArray
 
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
-from oncofed_shared.secagg.block import check_advert, setup_hash, slot
+from oncofed_shared.secagg.adverts import Setup, check_advert, check_adverts
 from oncofed_shared.secagg.group import Group, Step
-from oncofed_shared.secagg.keys import agreement, commit, pair_key, public_key, self_key, verify
+from oncofed_shared.secagg.keys import verify
 from oncofed_shared.secagg.masks import Words, add_masks, array_hash, word
 from oncofed_shared.secagg.messages import (
     Advert,
@@ -48,12 +46,12 @@ from oncofed_shared.secagg.messages import (
     Survivors,
     Upload,
 )
-from oncofed_shared.secagg.shamir import DIGITS, PRIME, combine
+from oncofed_shared.secagg.opening import check_reveal, masks_left, recover
+from oncofed_shared.secagg.wire import from_bytes, to_bytes
 
 __all__ = ["AggregatorParty", "AggregatorPhase"]
 
-TRIES = 256
-"""Most choices of threshold among more shares that are tried when some are wrong."""
+STATE_VERSION = 1
 
 
 class AggregatorPhase(enum.Enum):
@@ -86,12 +84,6 @@ _STEP_IS_OVER = (_P.IDLE, _P.DONE, _P.LOST)
 _ENOUGH = {"Endorsement": (_P.CERTIFIED, _P.DONE, _P.LOST), "Reveal": (_P.DONE, _P.LOST)}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Setup:
-    adverts: tuple[Advert, ...]
-    digest: bytes
-
-
 class AggregatorParty:
     """The aggregator's part in the sums of one session.
 
@@ -107,7 +99,7 @@ class AggregatorParty:
         self.group = group
         self.phase = _P.IDLE
         self.step: Step | None = None
-        self._setups: dict[int, _Setup] = {}
+        self._setups: dict[int, Setup] = {}
         self._ready: set[int] = set()
         self._block = -1
         self._answers: dict[str, Answer] = {}
@@ -117,6 +109,7 @@ class AggregatorParty:
         self._last = -1
         self._total: Words | None = None
         self._uploads: dict[str, bytes] = {}
+        self._digest = b""
         self._names: tuple[str, ...] = ()
         self._secrets: dict[str, bytes] = {}
 
@@ -150,9 +143,8 @@ class AggregatorParty:
         self.phase, self._asks, self._answers = phase, dict(asks), {}
 
     @property
-    def setup(self) -> bytes:
-        """Hash of the adverts that the current step's keys came with."""
-        return self._setups[self._current.number // self.group.block].digest
+    def _setup(self) -> Setup:
+        return self._setups[self._current.number // self.group.block]
 
     @property
     def _current(self) -> Step:
@@ -214,13 +206,14 @@ class AggregatorParty:
         if isinstance(answer, (Dealt, Received)):
             self._check_setup(answer)
             return
-        if answer.step != self._current or answer.setup != self.setup:
+        if answer.step != self._current or answer.setup != self._setup.digest:
             raise RemoteProtocolError(f"{answer.site} answered for another step or set-up", code="step")
         parts = group.digest, answer.setup
         if isinstance(answer, Upload):
             self._check_shape(answer)
-            digest = array_hash(answer.masked)
-            verify(group, answer.site, answer.signature, "upload", *parts, answer.site, answer.step.parts, digest)
+            self._digest = array_hash(answer.masked)
+            content: tuple[Any, ...] = (answer.site, answer.step.parts, self._digest)
+            verify(group, answer.site, answer.signature, "upload", *parts, *content)
         elif isinstance(answer, Endorsement):
             if answer.names != self._names:
                 raise RemoteProtocolError(f"{answer.site} signed another list", code="list")
@@ -228,7 +221,7 @@ class AggregatorParty:
         else:
             content = answer.site, answer.step.parts, answer.seeds, answer.keys
             verify(group, answer.site, answer.signature, "reveal", *parts, *content)
-            self._check_reveal(answer)
+            check_reveal(self._setup, answer, self._names)
 
     def _check_setup(self, answer: Dealt | Received) -> None:
         group, setup = self.group, self._setups[self._block].digest
@@ -246,20 +239,12 @@ class AggregatorParty:
         if answer.masked.dtype != word(self.group.ring_bits) or answer.masked.shape != (self._current.size,):
             raise RemoteProtocolError(f"{answer.site} uploaded a vector of another size or ring", code="upload")
 
-    def _check_reveal(self, answer: Reveal) -> None:
-        others = tuple(n for n in self.group.names if n not in self._names)
-        if (tuple(n for n, _ in answer.seeds), tuple(n for n, _ in answer.keys)) != (self._names, others):
-            raise RemoteProtocolError(f"{answer.site} revealed for another list", code="list")
-        for name, share in (*answer.seeds, *answer.keys):
-            if len(share) != 4 * DIGITS or np.any(np.frombuffer(share, dtype="<u4") >= PRIME):
-                raise RemoteProtocolError(f"{answer.site}'s share of {name} is none", code="shares")
-
     def _advance(self, answer: Answer) -> None:
         """Go on if this answer was the last that the phase needed."""
         if isinstance(answer, Upload):
             assert self._total is not None  # noqa: S101 - a step has begun
             np.add(self._total, answer.masked, out=self._total)
-            self._uploads[answer.site] = array_hash(answer.masked) + answer.signature
+            self._uploads[answer.site] = self._digest + answer.signature
             if len(self._uploads) == len(self.group.members):
                 self.close()
         elif isinstance(answer, Endorsement):
@@ -274,7 +259,7 @@ class AggregatorParty:
         group, block = self.group, self._block
         if isinstance(answer, Advert):
             adverts = tuple(a for _, a in sorted(self._answers.items()) if isinstance(a, Advert))
-            self._setups[block] = _Setup(adverts=adverts, digest=setup_hash(group, adverts, block))
+            self._setups[block] = Setup.of(group, adverts, block)
             self._wait(_P.DEALS, dict.fromkeys(group.names, Adverts(block=block, adverts=adverts)))
         elif isinstance(answer, Dealt):
             sealed = {n: dict(a.sealed) for n, a in self._answers.items() if isinstance(a, Dealt)}
@@ -295,7 +280,7 @@ class AggregatorParty:
         """No more uploads: ask for what opens the sum, or give the step up when fewer than n - drop came."""
         if self.phase is not _P.UPLOADS:
             raise LocalProtocolError(f"uploads closed while {self.phase.value}")
-        group, step, setup = self.group, self._current, self.setup
+        group, step, setup = self.group, self._current, self._setup.digest
         self._names = tuple(n for n in group.names if n in self._uploads)
         if len(self._names) < len(group.members) - group.drop:
             self.abandon()
@@ -309,7 +294,7 @@ class AggregatorParty:
     def _certify(self) -> None:
         signed = {n: a.signature for n, a in self._answers.items() if isinstance(a, Endorsement)}
         certificate = Certificate(
-            setup=self.setup, step=self._current, names=self._names, signatures=tuple(sorted(signed.items()))
+            setup=self._setup.digest, step=self._current, names=self._names, signatures=tuple(sorted(signed.items()))
         )
         self._wait(_P.CERTIFIED, dict.fromkeys(self._names, certificate))
 
@@ -319,61 +304,54 @@ class AggregatorParty:
         self._wait(_P.LOST, {})
 
     def _open_secrets(self, newest: str) -> None:
-        """Recover the secrets from threshold reveals that agree with what was advertised; wait for more where none do."""
+        """Recover the secrets if there are enough reveals that agree; give up when all came and none do."""
         reveals = {n: a for n, a in self._answers.items() if isinstance(a, Reveal)}
-        earlier = sorted(set(reveals) - {newest})
-        for chosen in itertools.islice(itertools.combinations(earlier, self.group.threshold - 1), TRIES):
-            secrets = self._combined({n: reveals[n] for n in (*chosen, newest)})
-            if secrets is not None:
-                self._secrets = secrets
-                self._wait(_P.DONE, {})
-                return
-        if not self.missing:
+        secrets = recover(self._setup, self._current.number, self._names, reveals, newest)
+        if secrets is not None:
+            self._secrets = secrets
+            self._wait(_P.DONE, {})
+        elif not self.missing:
             self.abandon()
 
-    def _combined(self, reveals: Mapping[str, Reveal]) -> dict[str, bytes] | None:
-        shares = np.stack([_shares(r) for r in reveals.values()])
-        opened = combine(shares, [self.group.place(n) for n in reveals])
-        others = [n for n in self.group.names if n not in self._names]
-        secrets = {n: s.tobytes() for n, s in zip((*self._names, *others), opened, strict=True)}
-        return secrets if all(self._fits(n, s) for n, s in secrets.items()) else None
+    def state(self) -> bytes:
+        """What a restart needs: the set-ups and the last number. Nothing secret; the step in progress is given up."""
+        ready = [self._setups[b] for b in sorted(self._ready & set(self._setups))]
+        kept = [to_bytes(Adverts(block=s.block, adverts=s.adverts)) for s in ready]
+        content: bytes = msgpack.packb((STATE_VERSION, self.group.digest, self._last, kept))
+        return content
 
-    def _advert(self, name: str) -> tuple[Advert, int]:
-        number = self._current.number
-        block = number // self.group.block
-        return self._setups[block].adverts[self.group.place(name) - 1], number - block * self.group.block
+    @classmethod
+    def restore(cls, group: Group, content: bytes) -> AggregatorParty:
+        """Inverse of `state`.
 
-    def _fits(self, name: str, secret: bytes) -> bool:
-        """Whether a recovered secret is the one that its site advertised."""
-        advert, index = self._advert(name)
-        if name in self._names:
-            return commit(self.group, name, self._current.number, secret) == slot(advert.commitments, index)
-        return public_key(secret) == slot(advert.keys, index)
+        Raises:
+            LocalProtocolError: the bytes are damaged, or of another group or version.
+        """
+        party = cls(group)
+        try:
+            version, digest, party._last, kept = msgpack.unpackb(content)
+            party._load([from_bytes(k) for k in kept] if (version, digest) == (STATE_VERSION, group.digest) else [None])
+        except (LookupError, TypeError, ValueError, RemoteProtocolError) as error:
+            raise LocalProtocolError(
+                f"the aggregator's kept state cannot be read or is of another group ({type(error).__name__}); "
+                "set the blocks up again",
+                code="state",
+            ) from None
+        return party
+
+    def _load(self, kept: Iterable[object]) -> None:
+        for adverts in kept:
+            if not isinstance(adverts, Adverts):
+                raise TypeError(type(adverts).__name__)
+            check_adverts(self.group, adverts.adverts, adverts.block)
+            self._setups[adverts.block] = Setup.of(self.group, adverts.adverts, adverts.block)
+            self._ready.add(adverts.block)
 
     def result(self) -> Words:
         """The sum of the vectors of `included`, (size,) ring words."""
         if self.phase is not _P.DONE or self._total is None:
             raise LocalProtocolError(f"there is no sum; the step is {self.phase.value}")
         if self._secrets:
-            add_masks(self._total, self._terms())
+            add_masks(self._total, masks_left(self._setup, self._current, self._names, self._secrets))
             self._secrets = {}
         return self._total
-
-    def _terms(self) -> list[tuple[bytes, bool]]:
-        """Keys of all masks that are left in the sum, each with whether to subtract it."""
-        group, setup, step = self.group, self.setup, self._current
-        terms = [(self_key(group, setup, step, n, self._secrets[n]), True) for n in self._names]
-        for name in group.names:
-            if name not in self._names:
-                private = agreement(self._secrets[name])
-                for survivor in self._names:
-                    advert, index = self._advert(survivor)
-                    public = slot(advert.keys, index)
-                    key = pair_key(group, setup, step, names=(name, survivor), secret=private, public=public)
-                    terms.append((key, survivor < name))
-        return terms
-
-
-def _shares(reveal: Reveal) -> NDArray[np.uint32]:
-    content = b"".join(share for _, share in (*reveal.seeds, *reveal.keys))
-    return np.frombuffer(content, dtype="<u4").astype(np.uint32).reshape(-1, DIGITS)

@@ -12,52 +12,16 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.secagg.group import HASH_BYTES, Group
-from oncofed_shared.secagg.keys import agreement, commit, deal_key, hashed, public_key, seal, sign, unseal, verify
+from oncofed_shared.secagg.adverts import KEY, SEED, Setup, check_adverts, numbers
+from oncofed_shared.secagg.group import Group
+from oncofed_shared.secagg.keys import agreement, commit, deal_key, public_key, seal, sign, unseal
 from oncofed_shared.secagg.messages import Advert, Adverts, Deals, Dealt
 from oncofed_shared.secagg.shamir import DIGITS, PRIME, SECRET_BYTES, split
 from oncofed_shared.secagg.wire import from_bytes, to_bytes
 
-__all__ = ["KEY", "SEED", "BlockKeys", "check_advert", "check_adverts", "numbers", "setup_hash", "slot"]
+__all__ = ["BlockKeys"]
 
 _Kind = TypeVar("_Kind")
-KEY, SEED = 0, 1
-"""Of a step's two secrets: its X25519 key, which opens the masks with all peers, and the seed of the site's own mask."""
-
-
-def numbers(group: Group, block: int) -> range:
-    """Numbers of the steps of a block."""
-    return range(block * group.block, (block + 1) * group.block)
-
-
-def slot(content: bytes, index: int) -> bytes:
-    """One of the 32-byte values that were joined."""
-    return content[index * HASH_BYTES : (index + 1) * HASH_BYTES]
-
-
-def check_advert(group: Group, advert: Advert, block: int) -> None:
-    """Raise RemoteProtocolError unless a member signed this advert for this block."""
-    parts = advert.block, advert.transport, advert.keys, advert.commitments
-    verify(group, advert.site, advert.signature, "advert", group.digest, advert.site, *parts)
-    joined = group.block * HASH_BYTES
-    if advert.block != block or (len(advert.keys), len(advert.commitments)) != (joined, joined):
-        raise RemoteProtocolError(f"advert of {advert.site} is not for block {block}", code="advert")
-
-
-def check_adverts(group: Group, adverts: tuple[Advert, ...], block: int) -> None:
-    """Raise RemoteProtocolError unless there is one good advert of every member, and no two of them share a key."""
-    if tuple(a.site for a in adverts) != group.names:
-        raise RemoteProtocolError("the adverts are not one of every site, sorted by name", code="advert")
-    for advert in adverts:
-        check_advert(group, advert, block)
-    keys = [a.transport for a in adverts] + [slot(a.keys, i) for a in adverts for i in range(group.block)]
-    if len(set(keys)) != len(keys):
-        raise RemoteProtocolError("two adverts, or two steps, have the same key", code="advert")
-
-
-def setup_hash(group: Group, adverts: tuple[Advert, ...], block: int) -> bytes:
-    """Hash of what all sites advertised: signatures, keys and masks are bound to it."""
-    return hashed("set-up", group.digest, block, [(a.site, a.transport, a.keys, a.commitments) for a in adverts])
 
 
 @dataclass(kw_only=True)
@@ -76,8 +40,7 @@ class BlockKeys:
     transport: bytes
     secrets: NDArray[np.uint8]
     advert: Advert
-    adverts: tuple[Advert, ...] = ()
-    setup: bytes = b""
+    setup: Setup | None = None
     dealt: Dealt | None = None
     own: NDArray[np.uint32] | None = None
     shares: NDArray[np.uint32] | None = None
@@ -108,9 +71,12 @@ class BlockKeys:
         """Whether this site holds shares of everybody's secrets."""
         return self.shares is not None
 
-    def peer(self, name: str) -> Advert:
-        """Advert of a site."""
-        return self.adverts[self.group.place(name) - 1]
+    @property
+    def agreed(self) -> Setup:
+        """The adverts that the shares were dealt for."""
+        if self.setup is None:
+            raise RemoteProtocolError(f"block {self.block}: no adverts came yet", code="set-up")
+        return self.setup
 
     def index(self, number: int) -> int:
         """Where a step lies in this block."""
@@ -119,14 +85,13 @@ class BlockKeys:
     def deal(self, adverts: tuple[Advert, ...], identity: Ed25519PrivateKey) -> Dealt:
         """Share the own secrets among all sites; done once, and repeated for the same adverts only."""
         if self.dealt is not None:
-            if adverts != self.adverts:
+            if adverts != self.agreed.adverts:
                 raise RemoteProtocolError(f"block {self.block} was dealt for other adverts", code="dealt")
             return self.dealt
         check_adverts(self.group, adverts, self.block)
         if adverts[self.group.place(self.name) - 1] != self.advert:
             raise RemoteProtocolError("the own advert is not the one that was given", code="advert")
-        setup = setup_hash(self.group, adverts, self.block)
-        group = self.group
+        group, setup = self.group, Setup.of(self.group, adverts, self.block)
         made = split(
             self.secrets.reshape(-1, SECRET_BYTES),
             threshold=group.threshold,
@@ -138,7 +103,7 @@ class BlockKeys:
             if advert.site != self.name:
                 key = deal_key(
                     group,
-                    setup,
+                    setup.digest,
                     self.block,
                     sender=self.name,
                     receiver=advert.site,
@@ -146,15 +111,17 @@ class BlockKeys:
                     public=advert.transport,
                 )
                 sealed.append((advert.site, seal(key, shares.astype("<u4").tobytes())))
-        signature = sign(identity, "dealt", group.digest, setup, self.name, sealed)
+        signature = sign(identity, "dealt", group.digest, setup.digest, self.name, sealed)
         self.own = made[group.place(self.name) - 1].reshape(group.block, 2, DIGITS)
-        self.adverts, self.setup = adverts, setup
-        self.dealt = Dealt(site=self.name, block=self.block, setup=setup, sealed=tuple(sealed), signature=signature)
+        self.setup = setup
+        self.dealt = Dealt(
+            site=self.name, block=self.block, setup=setup.digest, sealed=tuple(sealed), signature=signature
+        )
         return self.dealt
 
     def receive(self, deals: Deals) -> None:
         """Open the shares of all peers; nothing is kept unless all can be opened."""
-        if self.dealt is None or deals.setup != self.setup:
+        if deals.setup != self.agreed.digest:
             raise RemoteProtocolError(f"block {self.block}: the shares are of another set-up", code="set-up")
         if self.ready:
             return
@@ -173,14 +140,14 @@ class BlockKeys:
     def _opened(self, sender: str, sealed: bytes, transport: X25519PrivateKey) -> NDArray[np.uint32]:
         key = deal_key(
             self.group,
-            self.setup,
+            self.agreed.digest,
             self.block,
             sender=sender,
             receiver=self.name,
             secret=transport,
-            public=self.peer(sender).transport,
+            public=self.agreed.advert(sender).transport,
         )
-        content = unseal(key, sealed)
+        content = unseal(key, sealed, sender)
         shape = (self.group.block, 2, DIGITS)
         if len(content) != 4 * int(np.prod(shape)):
             raise RemoteProtocolError(f"shares of {sender} have the wrong length", code="deal")
@@ -211,7 +178,7 @@ class BlockKeys:
             "transport": self.transport,
             "secrets": self.secrets.tobytes(),
             "advert": to_bytes(self.advert),
-            "adverts": to_bytes(Adverts(block=self.block, adverts=self.adverts)),
+            "adverts": None if self.setup is None else to_bytes(Adverts(block=self.block, adverts=self.setup.adverts)),
             "dealt": None if self.dealt is None else to_bytes(self.dealt),
             "own": None if self.own is None else self.own.astype("<u4").tobytes(),
             "shares": None if self.shares is None else self.shares.astype("<u4").tobytes(),
@@ -221,8 +188,7 @@ class BlockKeys:
     def from_plain(cls, group: Group, name: str, plain: dict[str, Any], entropy: Callable[[int], bytes]) -> BlockKeys:
         """Inverse of `plain`."""
         shape = (group.block, 2, DIGITS)
-        adverts = _read(Adverts, plain["adverts"]).adverts
-        block = plain["block"]
+        block, kept = plain["block"], plain["adverts"]
         return cls(
             group=group,
             name=name,
@@ -230,8 +196,7 @@ class BlockKeys:
             transport=plain["transport"],
             secrets=np.frombuffer(plain["secrets"], dtype=np.uint8).reshape(group.block, 2, SECRET_BYTES).copy(),
             advert=_read(Advert, plain["advert"]),
-            adverts=adverts,
-            setup=setup_hash(group, adverts, block) if adverts else b"",
+            setup=None if kept is None else Setup.of(group, _read(Adverts, kept).adverts, block),
             dealt=None if plain["dealt"] is None else _read(Dealt, plain["dealt"]),
             own=None if plain["own"] is None else _array(plain["own"], shape),
             shares=None if plain["shares"] is None else _array(plain["shares"], (len(group.members), *shape)),

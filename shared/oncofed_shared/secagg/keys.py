@@ -135,13 +135,13 @@ def seal(key: bytes, content: bytes) -> bytes:
     return ChaCha20Poly1305(key).encrypt(_NONCE, content, None)
 
 
-def unseal(key: bytes, sealed: bytes) -> bytes:
+def unseal(key: bytes, sealed: bytes, sender: str) -> bytes:
     """Inverse of `seal`.
 
     Raises:
-        RemoteProtocolError: code "deal": not sealed under this key, or changed.
+        RemoteProtocolError: code "deal": `sender` did not seal it under this key, or it was changed.
     """
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, sealed, None)
     except (InvalidTag, ValueError):
-        raise RemoteProtocolError("sealed shares cannot be opened", code="deal") from None
+        raise RemoteProtocolError(f"the sealed shares of {sender} cannot be opened", code="deal") from None

@@ -15,7 +15,7 @@ __all__ = ["Words", "add_masks", "array_hash", "word"]
 
 Words = NDArray[np.uint32] | NDArray[np.uint64]
 """Elements of the ring: unsigned integers that wrap."""
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
 _COUNTER = bytes(16)
 
 

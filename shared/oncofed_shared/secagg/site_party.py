@@ -25,7 +25,8 @@ import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
-from oncofed_shared.secagg.block import KEY, SEED, BlockKeys, slot
+from oncofed_shared.secagg.adverts import KEY, SEED
+from oncofed_shared.secagg.block import BlockKeys
 from oncofed_shared.secagg.group import Group, Step
 from oncofed_shared.secagg.keys import agreement, pair_key, self_key, sign, verify
 from oncofed_shared.secagg.masks import Words, add_masks, array_hash, word
@@ -163,8 +164,8 @@ class SiteParty:
         """Take the shares of all peers."""
         keys = self._block(deals.block)
         keys.receive(deals)
-        signature = sign(self._identity, "received", self.group.digest, keys.setup, self.name, deals.block)
-        return Received(site=self.name, block=deals.block, setup=keys.setup, signature=signature)
+        signature = sign(self._identity, "received", self.group.digest, keys.agreed.digest, self.name, deals.block)
+        return Received(site=self.name, block=deals.block, setup=keys.agreed.digest, signature=signature)
 
     def upload(self, step: Step, vector: Words) -> Upload:
         """Mask a vector.
@@ -183,15 +184,15 @@ class SiteParty:
         masked = vector.copy()
         add_masks(masked, self._masks(keys, step, secrets[KEY].tobytes(), secrets[SEED].tobytes()))
         digest = array_hash(masked)
-        signature = sign(self._identity, "upload", self.group.digest, keys.setup, self.name, step.parts, digest)
+        signature = sign(self._identity, "upload", self.group.digest, keys.agreed.digest, self.name, step.parts, digest)
         self._enter(keys, step, digest)
-        return Upload(site=self.name, setup=keys.setup, step=step, masked=masked, signature=signature)
+        return Upload(site=self.name, setup=keys.agreed.digest, step=step, masked=masked, signature=signature)
 
     def adopt(self, upload: Upload) -> None:
         """After a crash: count the own upload, which was kept, as done by this state, which is from before it."""
         keys = self._ready(upload.step)
         digest = array_hash(upload.masked)
-        parts = keys.setup, self.name, upload.step.parts, digest
+        parts = keys.agreed.digest, self.name, upload.step.parts, digest
         verify(self.group, self.name, upload.signature, "upload", self.group.digest, *parts)
         self._enter(keys, upload.step, digest)
 
@@ -205,13 +206,13 @@ class SiteParty:
 
     def _masks(self, keys: BlockKeys, step: Step, secret: bytes, seed: bytes) -> list[tuple[bytes, bool]]:
         """Keys of all masks; of a pair, the first by name adds and the other subtracts."""
-        index, private = keys.index(step.number), agreement(secret)
-        terms = [(self_key(self.group, keys.setup, step, self.name, seed), False)]
-        for peer in keys.adverts:
-            if peer.site != self.name:
-                pair, public = (self.name, peer.site), slot(peer.keys, index)
-                key = pair_key(self.group, keys.setup, step, names=pair, secret=private, public=public)
-                terms.append((key, self.name > peer.site))
+        setup, private = keys.agreed, agreement(secret)
+        terms = [(self_key(self.group, setup.digest, step, self.name, seed), False)]
+        for peer in self.group.names:
+            if peer != self.name:
+                pair, public = (self.name, peer), setup.key(peer, step.number)
+                key = pair_key(self.group, setup.digest, step, names=pair, secret=private, public=public)
+                terms.append((key, self.name > peer))
         return terms
 
     def _enter(self, keys: BlockKeys, step: Step, digest: bytes) -> None:
@@ -234,9 +235,11 @@ class SiteParty:
         check_list(self.group, ask.names)
         if self.name not in ask.names:
             raise RemoteProtocolError("a list of survivors without this site, which uploaded", code="list")
-        parts = self.group.digest, keys.setup, ask.step.parts, ask.names
+        parts = self.group.digest, keys.agreed.digest, ask.step.parts, ask.names
         signature = sign(self._identity, "survivors", *parts)
-        answer = Endorsement(site=self.name, setup=keys.setup, step=ask.step, names=ask.names, signature=signature)
+        answer = Endorsement(
+            site=self.name, setup=keys.agreed.digest, step=ask.step, names=ask.names, signature=signature
+        )
         self._move(current, ask, answer, ask.names)
         return answer
 
@@ -254,9 +257,11 @@ class SiteParty:
         number = ask.step.number
         seeds = tuple((n, keys.share(n, number, SEED)) for n in names)
         others = tuple((n, keys.share(n, number, KEY)) for n in self.group.names if n not in names)
-        parts = self.group.digest, keys.setup, self.name, ask.step.parts, seeds, others
+        parts = self.group.digest, keys.agreed.digest, self.name, ask.step.parts, seeds, others
         signature = sign(self._identity, "reveal", *parts)
-        answer = Reveal(site=self.name, setup=keys.setup, step=ask.step, seeds=seeds, keys=others, signature=signature)
+        answer = Reveal(
+            site=self.name, setup=keys.agreed.digest, step=ask.step, seeds=seeds, keys=others, signature=signature
+        )
         self._move(current, ask, answer, names)
         keys.erase_shares(number)
         return answer
@@ -269,7 +274,7 @@ class SiteParty:
                 f"step {ask.step.number} as asked is not the one that this site uploaded last", code="step"
             )
         keys = self._blocks[ask.step.number // self.group.block]
-        if ask.setup != keys.setup:
+        if ask.setup != keys.agreed.digest:
             raise RemoteProtocolError(f"step {ask.step.number} is of another set-up", code="set-up")
         known = current.answered.get(_fingerprint(ask))
         if known is not None:
@@ -289,7 +294,7 @@ class SiteParty:
             digest, signature = signed[: len(current.digest)], signed[len(current.digest) :]
             if name == self.name and digest != current.digest:
                 raise RemoteProtocolError("the own upload is not the one that left", code="list")
-            parts = self.group.digest, keys.setup, name, ask.step.parts, digest
+            parts = self.group.digest, keys.agreed.digest, name, ask.step.parts, digest
             verify(self.group, name, signature, "upload", *parts)
 
     def _check_certificate(self, ask: Certificate, current: _Current, keys: BlockKeys) -> None:
@@ -304,7 +309,7 @@ class SiteParty:
                 f"a list with {len(signers)} signatures; {self.group.threshold} are needed", code="threshold"
             )
         for name, signature in ask.signatures:
-            parts = self.group.digest, keys.setup, ask.step.parts, ask.names
+            parts = self.group.digest, keys.agreed.digest, ask.step.parts, ask.names
             verify(self.group, name, signature, "survivors", *parts)
 
     @staticmethod
