@@ -179,7 +179,7 @@ def test_a_study_that_does_not_fit_is_refused_by_the_sites_own_policy(run: Run, 
     assert "The ledger would refuse it:" in out
     for word in ("policy.epsilon_total: is 2", "policy.epsilon_study: is 1.5", "policy.epsilon_alone: is 3"):
         assert word in out
-    assert re.search(r"epsilon 1\.1\d of 2; 0\.8\d+ is left", out)
+    assert re.search(r"epsilon 1\.0\d of 2; 0\.9\d+ is left", out)
 
 
 def test_a_study_that_is_approved_takes_nothing_more_and_one_without_noise_nothing(

@@ -18,7 +18,7 @@ from oncofed_client.ledger import Ledger, verify
 from oncofed_shared.errors import PolicyRefusal
 
 Approve = Callable[..., int]
-TIGHT = BudgetPolicy(epsilon_total=1.3, delta_total=1e-5)
+TIGHT = BudgetPolicy(epsilon_total=1.1, delta_total=1e-5)
 """Room for one of the plans, not for two."""
 
 
