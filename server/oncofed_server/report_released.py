@@ -14,7 +14,7 @@ from oncofed_server.report_verdict import metric_name
 __all__ = ["ReleasedView", "released_view"]
 
 WIDTH = 260
-_ONLY_SIMULATED = "only a simulation could compute it"
+_NOT_THERE = "no exact score is in this result; only a simulation has one"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def _exact(study: Study, row: Mapping[str, Any]) -> Score:
         per_seed = listing(arm.get("per_seed"))
         place = seeds.index(seed) if seed in seeds else len(per_seed)
         value = number(per_seed[place]) if place < len(per_seed) else None
-    return Score(value=value, why=_ONLY_SIMULATED)
+    return Score(value=value, why=_NOT_THERE)
 
 
 def _name(row: Mapping[str, Any]) -> str:

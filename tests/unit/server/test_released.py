@@ -104,7 +104,7 @@ def test_report_shows_released_scores_beside_exact_ones_that_are_marked(plan, me
     assert "not released, simulation only" in section
     assert f'<data value="{rows[0]["noise_std"]}">' in section
     # All but the AUC have no exact score here: a dash with its reason.
-    assert "only a simulation could compute it" in section
+    assert "no exact score is in this result" in section
 
 
 def test_report_without_the_key_is_as_before_and_with_an_empty_one_too():

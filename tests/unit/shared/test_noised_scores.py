@@ -323,26 +323,38 @@ def test_brier_and_calibration_are_near_the_exact_ones_without_noise():
         assert point["patients"] == inside.sum()
         assert point["observed"] == pytest.approx(labels["class"][inside].mean())
         assert point["predicted"] == pytest.approx(positive[inside].mean(), abs=0.01)
+    # The error of a mean over patients, as anybody would compute it from the patients.
+    bins = np.searchsorted(grid.edges["class"][0], positive)
+    squares = (np.array(grid.centres["class"][0])[bins] - labels["class"]) ** 2
+    differences = np.array(grid.centres["class"][0])[bins] - labels["class"]
+    for metric, values in (("brier", squares), ("calibration", differences)):
+        width = 2 * 1.959964 * values.std() / math.sqrt(len(values))
+        assert np.diff(made[metric]["ci"])[0] == pytest.approx(width, rel=0.03)
 
 
 def test_noise_biases_no_sum_over_pairs_though_many_counts_become_negative():
-    """The mean over 4,000 draws of noise of the two sums is what it is without: neither ratio nor clipping is looked at."""
-    predictions, labels = cohort(PLAN, 120, 5)
-    exact = coarse_counts(PLAN, predictions, labels)
-    # Both are linear in the rows of a longer table: a ratio of means is what many releases together would give.
+    """The mean of the two sums over draws of noise is what it is without; ratios and clipping come after them.
+
+    Each draw is taken with both signs, so that what is linear in the noise is gone and a bias, which is quadratic, stands out.
+    """
     from oncofed_shared.noised_scores import _auc, _c_index  # noqa: PLC0415 - the sums are not released
 
-    random = np.random.default_rng(0)
+    random, noise = np.random.default_rng(0), 4.0
+    exact = coarse_counts(PLAN, *cohort(PLAN, 120, 5))
     tables = {name: table for name, _, table in column_tables(PLAN, exact)}
     for rank, table in ((_c_index, tables["os"]), (_auc, tables["class"])):
         plain = rank(table, 0.0)
-        draws = [rank(table + 4.0 * random.normal(size=table.shape), 4.0) for _ in range(4000)]
-        for sums, expected in (
-            (np.array([d.top for d in draws]), plain.top),
-            (np.array([d.below for d in draws]), plain.below),
-        ):
-            assert abs(sums.mean() - expected) < 4 * sums.std() / math.sqrt(len(sums))
-            assert sums.std() > 0.02 * expected
+        draws, negative = [], 0
+        for _ in range(1500):
+            drawn = noise * random.normal(size=table.shape)
+            negative += min((table + drawn).min(), (table - drawn).min()) < 0
+            both = rank(table + drawn, noise), rank(table - drawn, noise)
+            draws.append([sum(b.top for b in both) / 2 - plain.top, sum(b.below for b in both) / 2 - plain.below])
+        assert negative > 1000
+        off = np.array(draws)
+        assert (np.abs(off.mean(axis=0)) < 4 * off.std(axis=0) / math.sqrt(len(off))).all()
+        # The test would see a thirtieth of the sums.
+        assert (4 * off.std(axis=0) / math.sqrt(len(off)) < plain.below / 30).all()
 
 
 @pytest.mark.parametrize(("patients", "effect", "spread"), [(250, 1.0, 0.7), (200, 0.5, 0.3), (300, 1.8, 1.2)])
