@@ -17,7 +17,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
 
     Guarantees:
         - Without privacy that is all that leaves.
-        - Under a private plan it names each message of a site that is not a noised update, and what its timing tells.
+        - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells.
     """
     parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
     privacy = plan.privacy

@@ -160,6 +160,17 @@ def test_a_patient_whose_gradient_is_not_finite_contributes_zero(make, bad) -> N
     assert not him.any()
 
 
+def test_who_is_too_long_after_rounding_contributes_zero(make) -> None:
+    case = make()
+    # As if there were no parameters to be rounded: on so coarse a grid rounding makes some vectors longer than the bound.
+    careless = IntegerNoise(parameters=0, clip_norm=0.01, bound=16, share_sigma=8.0)
+    with per_patient(case.network) as hooked:
+        made = patient_integers(hooked, case.plan, case.patients, careless, patient_losses)
+        squares = (made * made).sum(dim=1)
+        assert float(squares.max()) <= 16**2
+        assert 0 < int((squares == 0).sum()) < 64
+
+
 def test_nobody_gives_zero(make) -> None:
     case = make(count=5)
     with per_patient(case.network) as hooked:

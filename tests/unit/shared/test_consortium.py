@@ -123,6 +123,11 @@ def test_a_share_that_is_too_narrow_is_refused() -> None:
         IntegerNoise.sized(parameters=1, clip_norm=1.0, noise_multiplier=0.3, shares=40_000)
 
 
+def test_more_parameters_than_doubles_are_exact_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1000000000000 parameters are more than"):
+        IntegerNoise.sized(parameters=10**12, clip_norm=1.0, noise_multiplier=1.0)
+
+
 def test_epsilon_is_the_plan_s_bound_and_counts_the_spare_steps() -> None:
     made = ConsortiumMechanism.for_plan(plan(spare_steps=10), parameters=300)
     assert 0.97 * 3 <= made.epsilon() <= 3

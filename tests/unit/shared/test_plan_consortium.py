@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import ConsortiumPrivacy, Plan, parse
+from oncofed_shared.releases import uncharged
 
 STUDY: dict[str, Any] = {
     "study": {"name": "private", "purpose": "see that nobody is seen"},
@@ -124,3 +125,9 @@ def test_the_threshold_that_was_filled_in_is_in_the_hash() -> None:
     assert left_out.hash == written.hash
     assert left_out.hash != of_sites(5, threshold=5).hash
     assert parse(left_out.model_dump(mode="json")) == left_out
+
+
+def test_what_leaves_uncharged_is_neither_an_update_nor_a_table() -> None:
+    lines = uncharged(parse(study({})), runs=3)
+    assert not any(word in line for line in lines for word in ("update", "tables", "sums", "numbers of patients"))
+    assert any("2 more training runs" in line for line in lines)
