@@ -179,6 +179,9 @@ def sqlite_errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.ProgrammingError:
         raise
+    except UnicodeDecodeError:
+        # What SQLite complains about holds the bytes that it found damaged.
+        raise DataError(f"{path}: is not a ledger, or it is damaged", code="ledger-damaged") from None
     except sqlite3.IntegrityError as error:
         raise StorageError(f"{path}: refused an entry ({error}); nothing was written") from None
     except sqlite3.Error as error:
