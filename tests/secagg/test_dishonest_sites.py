@@ -9,6 +9,7 @@ import pytest
 
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.secagg import AggregatorPhase
+from oncofed_shared.secagg.adverts import KEY, SEED
 from oncofed_shared.secagg.keys import agreement, deal_key, seal, sign
 from oncofed_shared.secagg.messages import Adverts, Deals
 
@@ -135,7 +136,8 @@ def test_an_endorsement_is_of_the_aggregators_list(federation):
     assert world.aggregator.take(good)
 
 
-def test_one_liar_among_many_is_done_without(federation):
+@pytest.mark.parametrize("kind", [KEY, SEED])
+def test_one_liar_among_many_is_done_without(federation, kind):
     """Of twelve sites the one whose name comes first reveals nonsense, before all others; the sum is right."""
     world = federation(12, drop=2)
     world.set_up()
@@ -143,7 +145,7 @@ def test_one_liar_among_many_is_done_without(federation):
     world.upload(world.make_step(0), alive)
     world.aggregator.close()
     name, ask = until(world, AggregatorPhase.CERTIFIED)
-    world.sites[name]._blocks[0].shares ^= 1
+    world.sites[name]._blocks[0].shares[:, :, kind] ^= 1
     for other in (name, *alive[1:]):
         if other in world.aggregator.asks():
             world.aggregator.take(world.sites[other].answer(world.aggregator.asks()[other]))

@@ -395,6 +395,14 @@ def test_rule_09_a_site_signs_and_opens_one_list_per_step(five):
     refusal("state", party.endorse, survivors(made, second))
 
 
+def test_rule_09_a_site_does_not_open_for_a_list_that_calls_it_missing(five):
+    """It uploaded: others would open its key, and it would help."""
+    made = uploads(five, five.make_step(0))
+    ask = certified(five, made, five.names[1:])
+    refusal("list", five.sites[five.names[0]].reveal, ask)
+    five.sites[five.names[1]].reveal(ask)
+
+
 def test_rule_09_never_all_after_signing_fewer_and_never_fewer_after_all(five):
     made = uploads(five, five.make_step(0))
     shorter = five.names[:4]
@@ -415,7 +423,8 @@ def test_rule_09_all_means_a_signed_upload_of_every_site_for_this_step(five):
     party = five.sites[five.names[0]]
     good = complete(made)
     refusal("list", party.reveal, dataclasses.replace(good, uploads=good.uploads[:4]))
-    forged = (*good.uploads[:4], (five.names[4], good.uploads[4][1][:-1] + b"\0"))
+    changed = good.uploads[4][1][:-1] + bytes([good.uploads[4][1][-1] ^ 1])
+    forged = (*good.uploads[:4], (five.names[4], changed))
     refusal("signature", party.reveal, dataclasses.replace(good, uploads=forged))
     swapped = (*good.uploads[:4], (five.names[4], good.uploads[3][1]))
     refusal("signature", party.reveal, dataclasses.replace(good, uploads=swapped))

@@ -43,11 +43,7 @@ def recover(
         None where there are too few, or where wrong ones are among them and no choice without these was found.
     """
     earlier, wanted = sorted(set(reveals) - {newest}), setup.group.threshold - 1
-    if len(earlier) < wanted:
-        return None
-    # Neighbours in a circle first: one of these choices is without any single wrong one.
-    circle = ((earlier[i:] + earlier[:i])[:wanted] for i in range(max(1, len(earlier))))
-    for chosen in itertools.islice(itertools.chain(circle, itertools.combinations(earlier, wanted)), TRIES):
+    for chosen in itertools.islice(itertools.combinations(earlier, wanted), TRIES):
         secrets = _combined(setup, names, {n: reveals[n] for n in (*chosen, newest)})
         if all(_fits(setup, number, name, secret, alive=name in names) for name, secret in secrets.items()):
             return secrets
