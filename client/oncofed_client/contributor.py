@@ -23,7 +23,6 @@ from oncofed_client.identity import identity_of, raw_public
 from oncofed_client.ledger import LEDGER_FILE, Ledger
 from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.plan_charges import budget_policy, promised
-from oncofed_client.policy import policy_objections
 from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
 from oncofed_shared import secagg
@@ -115,15 +114,12 @@ class Contributor:
         """Reserve a whole run, or refuse it.
 
         Guarantees:
-            - A plan that the site's policy or its budget does not allow is refused before anything is computed.
+            - A plan that the site's budget does not allow is refused before anything is computed.
             - A ledger that may be an old copy answers nothing.
 
         Raises:
             PolicyRefusal: with every reason.
         """
-        objections = policy_objections(plan, self.policy)
-        if objections:
-            raise PolicyRefusal(*objections, code="policy")
         if self.ledger.silent:
             raise PolicyRefusal("the ledger was restored, and nobody has signed its new epoch yet", code="silent")
         epsilon, delta = promised(plan)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,13 +19,16 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
+from oncofed_client.policy import policy_objections
 from oncofed_client.private_answers import PrivateTrainer, guard
 from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
 from oncofed_client.session import Session, training_set
+from oncofed_client.settings import Policy
+from oncofed_client.source import Source
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
-from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
+from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_columns, column_sums
 from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
@@ -59,23 +62,9 @@ from oncofed_shared.storage import read_arrays, write_arrays
 if TYPE_CHECKING:
     from oncofed_client.contributor import Contributor
 
-__all__ = ["Site", "Source"]
+__all__ = ["Site"]
 
 _PART_CODES = {"train": 0, "validation": 1, "test": 2}
-
-
-class Source(Protocol):
-    """Where a site's cohort comes from."""
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-
-    def cohort(self, plan: Plan) -> Cohort:
-        """The patients who may enter now: consent is read again at every call."""
-
-    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
-        """Part of each patient, (n,): 0 train, 1 validation, 2 test, -1 none. A patient's part never changes in a trial."""
 
 
 class Site:
@@ -85,6 +74,7 @@ class Site:
         source: its patients.
         plans: the plans that its data officer approved, by hash.
         minimum_cohort: fewest patients with whom it takes part.
+        policy: what else its data officer allows; without one, everything.
         state: folder for what must outlive this process; without it a session ends with the process.
         noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
         scratch: makes its networks; sites that answer in turn in one process may have one in common.
@@ -100,6 +90,7 @@ class Site:
         plans: Mapping[str, Plan],
         *,
         minimum_cohort: int,
+        policy: Policy | None = None,
         state: Path | None = None,
         noise_seed: int | None = None,
         scratch: Scratch | None = None,
@@ -111,6 +102,7 @@ class Site:
         self.source = source
         self.plans = plans
         self.minimum_cohort = minimum_cohort
+        self.policy = policy
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
@@ -144,9 +136,15 @@ class Site:
             return Refusal(
                 head=request.head,
                 site=self.name,
-                code=error.code,
+                code=self._code(request, error),
                 text="the site's own journal has the reason",
             )
+
+    def _code(self, request: Request, error: OncofedError) -> str:
+        """What a refusal says. Under a private plan whatever patients' data have caused has one same code (protocol, rule 11)."""
+        plan = self.plans.get(request.head.plan_hash)
+        private = plan is not None and plan.privacy.noise != "none"
+        return "data" if private and isinstance(error, DataError) else error.code
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
         if plan.hash not in self._admitted:
@@ -205,6 +203,9 @@ class Site:
             PolicyRefusal: no consent, or fewer patients than the policy asks for.
             DataError: the files are wrong.
         """
+        objections = policy_objections(plan, self.policy) if self.policy is not None else ()
+        if objections:
+            raise PolicyRefusal(*objections, code="policy")
         cohort = self.source.cohort(plan)
         if len(cohort.patients) < self.minimum_cohort:
             raise PolicyRefusal(

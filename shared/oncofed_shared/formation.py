@@ -16,6 +16,9 @@ from oncofed_shared.secagg import Group, Step, smallest_threshold
 
 __all__ = ["from_ring", "group_of", "step_of", "to_ring"]
 
+LONGEST_BLOCK, SCORE_SUMS = 128, 2
+"""Sums whose keys are dealt together at most; sums after the last round."""
+
 
 def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping[str, bytes]) -> Group:
     """The group of a formation.
@@ -58,6 +61,8 @@ def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping
         collude=privacy.collude,
         ring_bits=privacy.ring_bits,
         reference=privacy.reference,
+        # All keys of a usual study are dealt at once: a later set-up needs every site at the same time.
+        block=min(LONGEST_BLOCK, plan.training.rounds + privacy.spare_steps + SCORE_SUMS),
     )
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
-from oncofed_client.site import Site, Source
+from oncofed_client.site import Site
+from oncofed_client.source import Source
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import NoPrivacy, Plan, parse
 from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan, noise_of_each

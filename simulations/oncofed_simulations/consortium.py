@@ -94,7 +94,14 @@ def open_site(
     seed = plan.simulation.noise_seed
     contributor = contributor_for(plan, settings, state) if state is not None else None
     return Site(
-        source, plans, minimum_cohort=least, state=state, noise_seed=seed, scratch=scratch, contributor=contributor
+        source,
+        plans,
+        minimum_cohort=least,
+        policy=settings.policy,
+        state=state,
+        noise_seed=seed,
+        scratch=scratch,
+        contributor=contributor,
     )
 
 
@@ -167,7 +174,8 @@ class Consortium:
 
     def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
-        states = {n: s.state for n, s in self.sites.items() if s.state is not None and s.contributor is not None}
+        secure = isinstance(self.plan.privacy, ConsortiumPrivacy)
+        states = {n: s.state for n, s in self.sites.items() if secure and s.state is not None}
         roster = federated_roster(self.sites, self.externals, states)
         curves = arm == "federated"
         return self._run(arm, self.plan, roster, trial, self.sites | self.externals, curves=curves)

@@ -113,6 +113,7 @@ class World:
             Invented.of(name),
             {self.plan.hash: self.plan},
             minimum_cohort=1,
+            policy=self.policies.get(name),
             state=self.folder / name,
             contributor=contributor,
         )
