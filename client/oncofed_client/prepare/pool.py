@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -44,6 +45,8 @@ class Outcome(Generic[T, R]):
 def _start() -> None:
     """Set up a process: one thread, and an end when the parent's comes, however that came."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    # Ctrl-C reaches the whole group; the parent decides, and waits for the cases in flight.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
