@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import radiomics
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
 from oncofed_client.prepare.radiomics import crop, extract, load_extraction, parse_extraction, study_name

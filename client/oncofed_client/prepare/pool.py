@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Generic, TypeVar
 
-import SimpleITK as sitk  # noqa: N813 - everybody's name for it
+import SimpleITK as sitk
 
 from oncofed_shared.errors import OncofedError
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pywt
 import radiomics
-import SimpleITK as sitk  # noqa: N813 - everybody's name for it
+import SimpleITK as sitk
 from radiomics import imageoperations
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
