@@ -147,6 +147,14 @@ class Cache:
             "which makes it anew"
         )
 
+    def is_whole(self, pseudonym: str, recipe: str, inputs: str) -> bool:
+        """Whether an entry is there as it was written."""
+        path = self._path(pseudonym, recipe, inputs)
+        try:
+            return self.key.unseal(f"{pseudonym}/{path.name}", path.read_bytes()) is not None
+        except OSError:
+            return False
+
     def forget(self, patient: str, recipe: str) -> None:
         """Remove a patient's entries of one recipe: his files are gone, or can no longer be read."""
         for path in self._entries(self.folder / self.key.pseudonym(patient), recipe):
