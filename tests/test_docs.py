@@ -28,6 +28,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, numeric": plan.NumericColumn,
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
+    "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,

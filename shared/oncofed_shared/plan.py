@@ -38,6 +38,7 @@ from oncofed_shared.plan_genomics import (
     Severity,
 )
 from oncofed_shared.plan_privacy import NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
+from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
@@ -60,6 +61,7 @@ __all__ = [
     "OrdinalColumn",
     "Plan",
     "Privacy",
+    "RadiomicFeatures",
     "Reference",
     "ReferenceSample",
     "Severity",
@@ -255,6 +257,7 @@ class Modality(Frozen):
             column that fits two names goes to the first in the alphabet).
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
+        extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
     """
 
     table: str | None = None
@@ -271,12 +274,13 @@ class Modality(Frozen):
     tokens: Literal["one", "columns"] | Annotated[int, Field(ge=1, le=256)] | dict[Name, tuple[str, ...]] = "one"
     required: bool = False
     genomics: GenomicFeatures | None = None
+    extraction: RadiomicFeatures | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        return {k: v for k, v in content.items() if k != "genomics" or v is not None}
+        return {k: v for k, v in content.items() if k not in {"genomics", "extraction"} or v is not None}
 
     @field_validator("patterns")
     @classmethod
@@ -322,6 +326,14 @@ class Modality(Frozen):
             message = f".column: no column or pattern of this modality reads '{made}'"
             raise ValueError(message)
         return genomics
+
+    @field_validator("extraction")
+    @classmethod
+    def _one_origin(cls, extraction: RadiomicFeatures | None, info: ValidationInfo) -> RadiomicFeatures | None:
+        if extraction is not None and info.data.get("genomics") is not None:
+            message = "a modality comes from images or from sequencing files; make two modalities of it"
+            raise ValueError(message)
+        return extraction
 
     @field_validator("spread")
     @classmethod
