@@ -22,6 +22,7 @@ from oncofed_shared.plan import load
 from oncofed_simulations.allocator import return_large_arrays
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
+from oncofed_simulations.raw_cohort import write_raw_cohort
 from oncofed_simulations.run import Engine, Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
@@ -31,6 +32,8 @@ import_app = typer.Typer(
     help="Bring public data into site folders.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(import_app, name="import")
+
+_FORMATS = {"tables": write_cohort, "raw": write_raw_cohort}
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -141,12 +144,12 @@ def cohort(
     sites: Annotated[int, typer.Option(help="Number of hospitals.")],
     patients: Annotated[int, typer.Option(help="Patients of all hospitals together.")],
     seed: Annotated[int, typer.Option(help="Same seed, same files.")],
-    formats: Annotated[str, typer.Option(help="What the files look like: tables.")] = "tables",
+    formats: Annotated[str, typer.Option(help="What the files look like: tables, or raw.")] = "tables",
 ) -> None:
     """Write a synthetic consortium with a known signal in every modality."""
-    if formats != "tables":
-        raise ConfigError(f"--formats {formats}: expected 'tables'")
-    write_cohort(out, sites=sites, patients=patients, seed=seed)
+    if formats not in _FORMATS:
+        raise ConfigError(f"--formats {formats}: expected 'tables' or 'raw'")
+    _FORMATS[formats](out, sites=sites, patients=patients, seed=seed)
     print(f"{sites} sites with {patients} patients in {out}")
 
 

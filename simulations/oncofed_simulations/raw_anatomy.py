@@ -15,7 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-__all__ = ["CT_GRID", "MR_GRID", "PET_GRID", "Grid", "Lesion", "body", "draw_lesion", "hounsfield", "resonance", "uptake"]
+__all__ = [
+    "CT_GRID",
+    "MR_GRID",
+    "PET_GRID",
+    "Grid",
+    "Lesion",
+    "body",
+    "draw_lesion",
+    "hounsfield",
+    "resonance",
+    "uptake",
+]
 
 Floats = NDArray[np.float64]
 
@@ -23,7 +34,7 @@ _LOADING = 0.92
 _WAVES = (2, 3, 5)
 _HOLE = 0.4
 """A necrotic core is this part of the lesion's radius, in its middle planes."""
-_BODY = (34.0, 28.0)
+_BODY = (38.0, 34.0)
 """Half axes of the body's outline in mm."""
 
 
@@ -47,7 +58,10 @@ class Grid:
 
     def axes(self) -> tuple[Floats, Floats, Floats]:
         """Coordinates in mm, each shaped to broadcast to (z, y, x)."""
-        z, y, x = (o + np.arange(n) * s for o, n, s in zip(self.origin, self.shape, self.spacing, strict=True))
+        z, y, x = (
+            np.asarray(o + np.arange(n) * s, dtype=np.float64)
+            for o, n, s in zip(self.origin, self.shape, self.spacing, strict=True)
+        )
         return z[:, None, None], y[None, :, None], x[None, None, :]
 
 
@@ -104,7 +118,7 @@ class Lesion:
         if abs(above) >= self.height:
             return []
         theta = np.arange(points) * (2 * np.pi / points)
-        rho = self.rho(theta, np.full(points, above))
+        rho = self.rho(np.asarray(theta, dtype=np.float64), np.full(points, above))
         long, wide = rho * np.cos(theta) * self.stretch, rho * np.sin(theta) / self.stretch
         x = self.centre[2] + np.cos(self.turn) * long - np.sin(self.turn) * wide
         y = self.centre[1] + np.sin(self.turn) * long + np.cos(self.turn) * wide
@@ -119,7 +133,8 @@ class Lesion:
         z, y, x = (axis - c for axis, c in zip(grid.axes(), self.centre, strict=True))
         long = (np.cos(self.turn) * x + np.sin(self.turn) * y) / self.stretch
         wide = (np.cos(self.turn) * y - np.sin(self.turn) * x) * self.stretch
-        distance, surface = np.hypot(long, wide), self.rho(np.arctan2(wide, long), z)
+        angle = np.asarray(np.arctan2(wide, long), dtype=np.float64)
+        distance, surface = np.hypot(long, wide), self.rho(angle, z)
         solid = (distance < surface) & (np.abs(z) < self.height)
         core = np.array([self.holds_hole(float(h)) for h in z.ravel()])[:, None, None] & (distance < _HOLE * surface)
         return np.asarray(solid & ~core, dtype=np.bool_)
@@ -138,7 +153,7 @@ def draw_lesion(rng: np.random.Generator, u: float, v: float) -> Lesion:
         height=float(radius * rng.uniform(0.95, 1.1)),
         stretch=float(1.15 * np.exp(0.05 * long)),
         turn=float(rng.uniform(0, np.pi)),
-        bumps=float(0.22 * np.exp(0.3 * uneven)),
+        bumps=float(0.18 * np.exp(0.3 * uneven)),
         amplitudes=tuple(amplitudes.tolist()),
         phases=tuple(rng.uniform(0, 2 * np.pi, len(_WAVES)).tolist()),
         brightness=45.0 + 14.0 * bright,

@@ -13,7 +13,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, PositronEmissionTomographyImageStorage
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+)
 
 from oncofed_simulations.raw_anatomy import Grid
 from oncofed_simulations.raw_identity import Person
@@ -179,6 +185,7 @@ def write_series(
     hospital: Hospital,
     kind: SeriesKind,
     volume: NDArray[np.float64],
+    *,
     grid: Grid,
     paths: list[Path],
 ) -> None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from oncofed_simulations.population import MODALITIES, Patients, draw_features, draw_outcomes, draw_patients
+from oncofed_simulations.raw_anatomy import Lesion, draw_lesion
 from oncofed_simulations.raw_dicom import Hospital
 from oncofed_simulations.raw_identity import Person, draw_people, make_name
 from oncofed_simulations.synthetic import WITHHELD, CohortSettings, choose_part, lacking_modalities, site_sizes
@@ -32,7 +33,9 @@ class RawSite:
         values: per modality (n, columns) as the population draws them; a modality that the site lacks is not in it.
         absent: per modality (n,) who lacks it.
         consents: (n,).
-        streams: per modality, for what its files add.
+        lesions: (n,) what the images show; none where the site has no images.
+        image_streams: (n,) for what each patient's images add.
+        streams: per modality, for what its other files add.
     """
 
     name: str
@@ -46,6 +49,8 @@ class RawSite:
     values: dict[str, Floats]
     absent: dict[str, NDArray[np.bool_]]
     consents: NDArray[np.bool_]
+    lesions: tuple[Lesion, ...]
+    image_streams: list[np.random.Generator]
     streams: dict[str, np.random.Generator]
 
 
@@ -66,6 +71,9 @@ def _draw_site(
     days, died, responded = draw_outcomes(outcomes, patients, settings.signal)
     streams = dict(zip(MODALITIES, own, strict=True))
     held = [m for m in MODALITIES[1:] if m not in lacking]
+    place = MODALITIES.index("radiomics")
+    drawing = streams["radiomics"].spawn(count if "radiomics" in held else 0)
+    factors = zip(drawing, patients.u[:, place].tolist(), patients.v[:, place].tolist(), strict=False)
     return RawSite(
         name=f"site-{index + 1}",
         index=index,
@@ -83,6 +91,8 @@ def _draw_site(
         values={m: draw_features(streams[m], m, patients, settings.site_effect) for m in held},
         absent={m: choose_part(streams[m], 2 * settings.gaps, count) for m in held},
         consents=~choose_part(outcomes, WITHHELD, count),
+        lesions=tuple(draw_lesion(rng, u, v) for rng, u, v in factors),
+        image_streams=drawing,
         streams=streams,
     )
 

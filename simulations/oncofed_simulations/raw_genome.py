@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ def write_segments(path: Path, rng: np.random.Generator, samples: Sequence[str],
         for chromosome in chromosomes:
             genes, edges = _boundaries(chromosome)
             starts = [0, *(i for i in range(1, len(genes)) if call[genes[i]] != call[genes[i - 1]]), len(genes)]
-            for first, last in zip(starts, starts[1:], strict=False):
+            for first, last in pairwise(starts):
                 start, end = edges[first] + (first > 0), edges[last]
                 mean = _LOG2_RATIO[call[genes[first]]] + _RATIO_NOISE * rng.standard_normal()
                 rows.append([sample, chromosome, start, end, (end - start) // 20_000 + 1, f"{mean:.4f}"])

@@ -67,6 +67,11 @@ class Person:
         digits = int.from_bytes(hashlib.sha256(f"archive {self.number}".encode()).digest()[:6], "big")
         return replace(self, number=f"PACS{digits:015d}")
 
+    def at_laboratory(self) -> str:
+        """The number of this patient's samples at a genomics core that has numbers of its own."""
+        digits = int.from_bytes(hashlib.sha256(f"laboratory {self.number}".encode()).digest()[:6], "big")
+        return f"LAB{digits:015d}"
+
     def identifying(self) -> tuple[str, ...]:
         """Texts that tell who this is, in every form in which the site's files hold them."""
         dates = [
@@ -75,7 +80,7 @@ class Person:
             for form in (*DATE_FORMS, "%Y%m%d")
         ]
         archive = self.at_pacs()
-        numbers = (self.number, archive.number, self.uid_root, archive.uid_root)
+        numbers = (self.number, self.at_laboratory(), archive.number, self.uid_root, archive.uid_root)
         return (*numbers, self.family, self.given, self.phone, self.accession, *dates)
 
 

@@ -19,7 +19,6 @@ from oncofed_simulations.raw_anatomy import (
     PET_GRID,
     Lesion,
     body,
-    draw_lesion,
     hounsfield,
     resonance,
     uptake,
@@ -68,10 +67,6 @@ def imaging_settings(site: RawSite) -> dict[str, Any]:
     }
 
 
-def _paths(folder: Path, names: list[str], taken: int, count: int) -> list[Path]:
-    return [folder / name for name in names[taken : taken + count]]
-
-
 def _outlines(lesion: Lesion) -> list[list[NDArray[np.float64]]]:
     z = CT_GRID.origin[0] + np.arange(CT_GRID.shape[0]) * CT_GRID.spacing[0]
     return [lesion.outlines(float(height)) for height in z]
@@ -80,7 +75,9 @@ def _outlines(lesion: Lesion) -> list[list[NDArray[np.float64]]]:
 def _write_patient(site: RawSite, person: Person, lesion: Lesion, rng: np.random.Generator, folder: Path) -> None:
     """Write all of one patient's files into one folder, under names in no order."""
     folder.mkdir(parents=True)
-    numbers = rng.choice(_FILES_MODE, size=CT_GRID.shape[0] + 2 * MR_GRID.shape[0] + PET_GRID.shape[0] + 1, replace=False)
+    numbers = rng.choice(
+        _FILES_MODE, size=CT_GRID.shape[0] + 2 * MR_GRID.shape[0] + PET_GRID.shape[0] + 1, replace=False
+    )
     names = [f"IM{number:06d}{site.hospital.suffix}" for number in numbers.tolist()]
     offset = _SCANNER_OFFSET * ((site.index % 5) - 2) / 2
     volumes = [(CT, hounsfield(rng, lesion, CT_GRID, offset=offset, noise=_SCANNER_NOISE), CT_GRID)]
@@ -91,7 +88,8 @@ def _write_patient(site: RawSite, person: Person, lesion: Lesion, rng: np.random
         volumes.append((PET, uptake(rng, lesion, PET_GRID), PET_GRID))
     taken = 1
     for kind, volume, grid in volumes:
-        write_series(person, site.hospital, kind, volume, grid, _paths(folder, names, taken, len(volume)))
+        paths = [folder / name for name in names[taken : taken + len(volume)]]
+        write_series(person, site.hospital, kind, volume, grid=grid, paths=paths)
         taken += len(volume)
     name = _TUMOUR[site.index % len(_TUMOUR)]
     if _with_segments(site):
@@ -104,19 +102,17 @@ def _write_patient(site: RawSite, person: Person, lesion: Lesion, rng: np.random
 
 def write_imaging(folder: Path, site: RawSite) -> None:
     """Write the export below `folder / IMAGING_FOLDER`, and the link table where the site has one."""
-    rng = site.streams["radiomics"]
     export = folder / IMAGING_FOLDER
     export.mkdir()
     (export / "VIEWER.TXT").write_text("Open VIEWER.EXE to look at this export.\n", encoding="utf-8")
     links = []
     for i, person in enumerate(site.people):
-        own = rng.spawn(1)[0]
         if site.absent["radiomics"][i]:
             continue
         shown = person.at_pacs() if _with_segments(site) else person
         links.append([shown.number, person.number])
         place = hashlib.sha256(shown.number.encode()).hexdigest()
-        lesion = draw_lesion(own, site.patients.u[i, 1], site.patients.v[i, 1])
-        _write_patient(site, shown, lesion, own, export / place[:2].upper() / place[2:10].upper() / "ST000")
+        study = export / place[:2].upper() / place[2:10].upper() / "ST000"
+        _write_patient(site, shown, site.lesions[i], site.image_streams[i], study)
     if _with_segments(site):
         write_table(folder / LINKS, ["source", "patient_id"], sorted(links))

@@ -137,6 +137,7 @@ def _frame(person: Person, grid: Grid, number: int, index: int) -> Dataset:
     segment.ReferencedSegmentNumber = number
     image = _referenced(CT.storage, slice_uid(person, CT, index))
     image.PurposeOfReferenceCodeSequence = _code("121322", "DCM", "Source image for image processing operation")
+    image.SpatialLocationsPreserved = "YES"
     source.SourceImageSequence = [image]
     source.DerivationCodeSequence = _code("113076", "DCM", "Segmentation")
     groups.FrameContentSequence, groups.PlanePositionSequence = [content], [plane]

@@ -96,7 +96,9 @@ def _vep(variant: Variant) -> str:
 
 def _snpeff(variant: Variant) -> str:
     fields = (variant.alternative, variant.consequence, _IMPACT[variant.consequence], variant.gene, variant.gene)
-    return "ANN=" + "|".join([*fields, "transcript", "NM_000000.1", "protein_coding", "1/1", "c.1", "", "", "", "", "", ""])
+    return "ANN=" + "|".join(
+        [*fields, "transcript", "NM_000000.1", "protein_coding", "1/1", "c.1", "", "", "", "", "", ""]
+    )
 
 
 _ANNOTATION: dict[str, tuple[Callable[[Variant], str], str]] = {
@@ -163,7 +165,9 @@ def write_maf(
             for v in own:
                 deletion = len(v.reference) > 1
                 start = v.position + deletion
-                alleles = [v.reference[1:], v.reference[1:], "-"] if deletion else [v.reference, v.reference, v.alternative]
+                alleles = (
+                    [v.reference[1:], v.reference[1:], "-"] if deletion else [v.reference, v.reference, v.alternative]
+                )
                 kind = "DEL" if deletion else "SNP"
                 place = [name(v.gene), "GRCh38", f"chr{v.chromosome}", start, start]
                 writer.writerow([*place, _CLASSES[v.consequence], kind, *alleles, sample])

@@ -181,10 +181,15 @@ class RegionRule(Frozen):
 
 
 def _as_tuples(content: object, *keys: str) -> object:
-    """Let one pattern stand for a list of one."""
+    """Let one pattern stand for a list of one. TOML's and JSON's lists arrive here as lists, and strict types want tuples."""
     if not isinstance(content, dict):
         return content
-    return {k: (v,) if k in keys and isinstance(v, str) else v for k, v in content.items()}
+    made = dict(content)
+    for key in keys:
+        value = made.get(key)
+        if isinstance(value, str | list):
+            made[key] = (value,) if isinstance(value, str) else tuple(value)
+    return made
 
 
 class ImagingSettings(Frozen):
