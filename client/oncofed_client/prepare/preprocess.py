@@ -12,10 +12,9 @@ from typing import Any
 
 from oncofed_client.consent import consented
 from oncofed_client.imaging.series import Inventory, find_series
-from oncofed_client.prepare.cache import Cache, Entry
+from oncofed_client.prepare.cache import Cache, Entry, open_cache
 from oncofed_client.prepare.cases import Case, GenomicsCase, image_cases, perform
 from oncofed_client.prepare.feature_table import FeatureTable
-from oncofed_client.prepare.keys import SiteKey
 from oncofed_client.prepare.pool import outcomes
 from oncofed_client.prepare.radiomics import load_extraction
 from oncofed_client.prepare.recipes import prepared_modalities, recipe
@@ -25,25 +24,9 @@ from oncofed_client.settings import SiteSettings
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.plan import Plan
 
-__all__ = ["CACHE_FOLDER", "open_cache", "preprocess", "state_folder"]
+__all__ = ["preprocess"]
 
-CACHE_FOLDER = "cache"
 _LOCK = ".preprocess.lock"
-
-
-def state_folder(folder: Path) -> Path:
-    """Where a site keeps its state if nobody says otherwise: beside its folder, into which only `init` writes."""
-    whole = folder.resolve()
-    return whole.with_name(f"{whole.name}.state")
-
-
-def open_cache(state: Path) -> Cache:
-    """The cache in a site's state folder.
-
-    Raises:
-        StorageError: the site's key cannot be used.
-    """
-    return Cache(state / CACHE_FOLDER, SiteKey.open(state))
 
 
 @contextmanager
