@@ -170,11 +170,11 @@ def body(grid: Grid) -> NDArray[np.bool_]:
     return np.asarray(np.broadcast_to(inside, grid.shape), dtype=np.bool_)
 
 
-def _texture(rng: np.random.Generator, grid: Grid, grain: float) -> Floats:
-    """Smooth noise of mean 0 and standard deviation 1 over the volume; `grain` is its width in mm."""
+def _texture(rng: np.random.Generator, grid: Grid, grain: float, part: NDArray[np.bool_]) -> Floats:
+    """Smooth noise of mean 0 and standard deviation 1 in a part of the volume; `grain` is its width in mm."""
     rough = rng.standard_normal(grid.shape)
     smooth = ndimage.gaussian_filter(rough, [grain / s for s in grid.spacing], mode="wrap")
-    return np.asarray((smooth - smooth.mean()) / smooth.std(), dtype=np.float64)
+    return np.asarray((smooth - smooth[part].mean()) / smooth[part].std(), dtype=np.float64)
 
 
 def hounsfield(
@@ -192,19 +192,21 @@ def hounsfield(
     Returns:
         (z, y, x) in Hounsfield units.
     """
-    tumour = lesion.brightness + lesion.contrast * _texture(rng, grid, lesion.grain)
+    mask = lesion.mask(grid)
+    tumour = lesion.brightness + lesion.contrast * _texture(rng, grid, lesion.grain, mask)
     z, y, x = (axis - c for axis, c in zip(grid.axes(), lesion.centre, strict=True))
     dark = np.sqrt(z**2 + y**2 + x**2) < _HOLE * lesion.radius if lesion.hollow else np.zeros(grid.shape, np.bool_)
-    tissue = np.where(lesion.mask(grid), tumour, np.where(dark, 8.0, 20.0))
+    tissue = np.where(mask, tumour, np.where(dark, 8.0, 20.0))
     inside = tissue + offset + noise * rng.standard_normal(grid.shape)
     return np.asarray(np.where(body(grid), inside, -1000.0), dtype=np.float64)
 
 
 def resonance(rng: np.random.Generator, lesion: Lesion, grid: Grid, *, tissue: float, tumour: float) -> Floats:
     """Draw an MR sequence: arbitrary units, a slow bias field, the lesion at `tumour` in `tissue`; (z, y, x) >= 0."""
-    bias = 1 + 0.1 * _texture(rng, grid, 20.0)
-    signal = np.where(lesion.mask(grid), tumour * (1 + 0.1 * _texture(rng, grid, lesion.grain)), tissue)
-    signal = np.where(body(grid), signal * bias, 0.0) + 8.0 * np.abs(rng.standard_normal(grid.shape))
+    mask, inside = lesion.mask(grid), body(grid)
+    bias = 1 + 0.1 * _texture(rng, grid, 20.0, inside)
+    signal = np.where(mask, tumour * (1 + 0.1 * _texture(rng, grid, lesion.grain, mask)), tissue)
+    signal = np.where(inside, signal * bias, 0.0) + 8.0 * np.abs(rng.standard_normal(grid.shape))
     return np.asarray(np.clip(signal, 0.0, None), dtype=np.float64)
 
 

@@ -23,8 +23,8 @@ IDENTIFYING = (
     "PatientName", "PatientReligiousPreference", "PatientTelephoneNumbers", "PerformedProcedureStepStartDate",
     "PerformingPhysicianName", "PhysiciansOfRecord", "ReferringPhysicianAddress", "ReferringPhysicianName",
     "ReferringPhysicianTelephoneNumbers", "RegionOfResidence", "RequestingPhysician", "ResponsiblePerson", "ReviewerName",
-    "SOPInstanceUID", "SeriesDate", "SeriesInstanceUID", "StationName", "StructureSetDate", "StudyDate", "StudyID",
-    "StudyInstanceUID",
+    "SOPInstanceUID", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "StationName", "StructureSetDate", "StudyDate",
+    "StudyDescription", "StudyID", "StudyInstanceUID",
 )  # fmt: skip
 
 _PRIVATE = "private tags"
