@@ -10,10 +10,9 @@ import numpy as np
 
 from oncofed_client.genomics.copy_number import read_copy_number
 from oncofed_client.genomics.expression import read_expression
-from oncofed_client.genomics.impact import read_mutations
+from oncofed_client.genomics.impact import mutation_impact, read_mutations
 from oncofed_client.genomics.inputs import open_files
 from oncofed_client.genomics.settings import GenomicsSettings
-
 from oncofed_client.imaging.regions import read_region
 from oncofed_client.imaging.series import Inventory, Series
 from oncofed_client.imaging.settings import ImagingSettings
@@ -97,6 +96,7 @@ def image_cases(
     modality: str,
     features: RadiomicFeatures,
     extraction: Extraction,
+    *,
     inventory: Inventory,
     patients: Collection[str],
     settings: ImagingSettings,
@@ -155,7 +155,7 @@ def sequence(case: GenomicsCase) -> FeatureTable:
         return read_expression(site, case.features)
     if isinstance(case.features, CopyNumberFeatures):
         return read_copy_number(site, case.features)
-    return read_mutations(site, case.features)
+    return mutation_impact(read_mutations(site, case.features), case.features, site.names, site.panels)
 
 
 def perform(case: Case | GenomicsCase) -> Entry | FeatureTable:

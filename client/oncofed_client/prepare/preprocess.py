@@ -56,6 +56,7 @@ class _Run:
         folder: Path,
         settings: SiteSettings,
         plan: Plan,
+        *,
         study: Path,
         cache: Cache,
         watch: Callable[[int, int], None],
@@ -89,7 +90,7 @@ class _Run:
         if report is not None:
             return replace(report, withdrawn=removed)
         inventory = self._inventory()
-        cases = list(chain(self._of_images(inventory), self._of_sequencing()))
+        cases: list[Case | GenomicsCase] = [*self._of_images(inventory), *self._of_sequencing()]
         total = self.found + len(cases)
         self.watch(self.found, total)
         for done, outcome in enumerate(outcomes(cases, perform, jobs), self.found + 1):
@@ -152,7 +153,9 @@ class _Run:
             features, rules = self.modalities[name].extraction, self.settings.imaging
             if features is None or rules is None:
                 continue
-            for case in image_cases(name, features, extraction, inventory, self.allowed, rules):
+            for case in image_cases(
+                name, features, extraction, inventory=inventory, patients=self.allowed, settings=rules
+            ):
                 try:
                     inputs = self._inputs(case)
                 except DataError as error:
@@ -295,4 +298,4 @@ def preprocess(
         - The number of processes changes no byte of the entries.
     """
     with _alone(state):
-        return _Run(folder, settings, plan, study, open_cache(state), watch).work(jobs)
+        return _Run(folder, settings, plan, study=study, cache=open_cache(state), watch=watch).work(jobs)

@@ -73,7 +73,7 @@ def without_names(
         names[str(inside)] = names[path.name] = own
         for part in inside.parts[:-1]:
             names.setdefault(part, "a folder")
-    names |= {text: "the site's folder" for text in (str(folder), shown(folder), str(folder.resolve()))}
+    names |= dict.fromkeys((str(folder), shown(folder), str(folder.resolve())), "the site's folder")
     names |= {patient: "a patient" for patient in patients if patient}
     made = []
     for line in lines:
