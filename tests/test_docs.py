@@ -52,6 +52,7 @@ STUDY = {
 SITE = {
     "`[site]`": settings.SiteHeader,
     "`[tables.NAME]`": settings.TableSettings,
+    "`[tables.NAME.durations]`": settings.Duration,
     "`[consent]`": settings.Consent,
     "`[policy]`": settings.Policy,
 }

@@ -50,6 +50,8 @@ name = {name}
 #   units    = {{ age = "months" }}                   by the study's name; converted to the study's
 #   missing  = ["", "NA", "unknown"]                 texts that mean "no value", in place of the
 #                                                    usual: NA, [Not Available], nan, NaN, null
+#   durations = {{ os_days = {{ since = "diagnosed", until = ["died", "seen"] }} }}
+#                                                    dates become durations and are not kept
 #   required = true                                  a missing file is then an error
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_MISSING",
     "SETTINGS_FILE",
     "Consent",
+    "Duration",
     "Policy",
     "SiteHeader",
     "SiteSettings",
@@ -47,6 +48,20 @@ class SiteHeader(_Frozen):
     name: Name
 
 
+class Duration(_Frozen):
+    """The time between two dates of a patient, in place of the dates.
+
+    Attributes:
+        since: the file's column with the first date.
+        until: its columns with the last one; the first of them that is not empty counts.
+        unit: of the result.
+    """
+
+    since: Text
+    until: Annotated[tuple[Text, ...], Field(min_length=1)]
+    unit: Literal["days", "weeks", "months", "years"] = "days"
+
+
 class TableSettings(_Frozen):
     """One file of the site.
 
@@ -58,6 +73,9 @@ class TableSettings(_Frozen):
         units: by the study's column name, the unit that the file has.
         missing: texts that mean "no value"; an empty cell always does.
         required: a missing file is then an error.
+        durations: new column -> the dates that it lies between. Columns of dates are not kept.
+        events: new column -> the file's column of dates; 1 where there is one, 0 where not.
+        date_format: how the file writes dates, in `%Y`, `%m` and `%d`.
     """
 
     file: Text
@@ -66,6 +84,9 @@ class TableSettings(_Frozen):
     units: dict[str, Text] = {}
     missing: tuple[str, ...] = DEFAULT_MISSING
     required: bool = False
+    durations: dict[str, Duration] = {}
+    events: dict[str, Text] = {}
+    date_format: Annotated[str, Field(pattern=r"^(%[Ymd][-./ ]?){3}$")] = "%Y-%m-%d"
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -77,6 +98,15 @@ class TableSettings(_Frozen):
             problems.append("file must be a .csv (commas) or a .tsv (tabs)")
         if len(set(self.rename.values())) != len(self.rename):
             problems.append("rename gives two columns the same name")
+        both = sorted(
+            (set(self.durations) & set(self.events)) | {*self.durations, *self.events} & set(self.rename.values())
+        )
+        if both:
+            problems.append(f"{', '.join(both)}: is made twice, by two of rename, durations and events")
+        if self.id in {*self.durations, *self.events}:
+            problems.append("durations and events must not make the id column")
+        if any(part not in self.date_format for part in ("%Y", "%m", "%d")):
+            problems.append("date_format needs %Y, %m and %d")
         if self.id in self.rename:
             problems.append("rename must not rename the id column; set `id` to the name in the file")
         if problems:

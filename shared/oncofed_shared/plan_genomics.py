@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 Consequence = Literal[
-    "frameshift_variant",
-    "stop_gained",
     "splice_site_variant",
-    "start_lost",
+    "stop_gained",
+    "frameshift_variant",
     "stop_lost",
+    "start_lost",
     "inframe_indel",
     "missense_variant",
     "splice_region_variant",

@@ -25,6 +25,8 @@ _COLUMNS = {
 _ENSEMBL = re.compile(r"(ENSG\d{11})\.\d+")
 _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9._-]{1,30}")
 _SHOWN = 12
+_MOST_LABELS = 100_000
+"""A file that is no table of genes must not fill the memory with names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
@@ -148,7 +150,8 @@ class Unmapped:
 
     def add(self, label: str, names: GeneNames) -> None:
         """Note a label."""
-        self.labels[label] = label in names.ambiguous
+        if len(self.labels) < _MOST_LABELS:
+            self.labels[label[:64]] = label in names.ambiguous
 
     def lines(self, path: Path, mapped: int, hidden: Collection[str] = ()) -> tuple[str, ...]:
         """At most one line.

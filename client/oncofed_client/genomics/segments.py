@@ -36,7 +36,7 @@ _GENE_COLUMNS = {
     "start": _COLUMNS["start"],
     "end": _COLUMNS["end"],
 }
-_MOST_SEGMENTS = 20_000_000
+_MOST_SEGMENTS = 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -145,6 +145,14 @@ class MutationFiles(Frozen):
     panel: Name
     filters: tuple[str, ...] = ("PASS", ".", "")
 
+    @field_validator("tumour")
+    @classmethod
+    def _in_file(cls, tumour: str | None, info: ValidationInfo) -> str | None:
+        if tumour is not None and info.data.get("patient") == "sample":
+            message = "goes with patient = 'file'; samples that are no patient's are left out of the table of samples"
+            raise ValueError(message)
+        return tumour
+
 
 class GenomicsSettings(Frozen):
     """All of `[genomics]`.
