@@ -1,4 +1,4 @@
-"""A site's own settings: who it is, which tables it has, who consented, what its policy is.
+"""A site's own settings: who it is, which tables and raw files it has, who consented, what its policy is.
 
 They stand in `site.toml` in the site's folder or, for a simulation over folders that have none, in
 the study's `[simulation.site]`. Every mistake is named with its path, all at once.
@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from oncofed_client.genomics.settings import GenomicsSettings
+from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import read_toml, validate
 
@@ -172,16 +174,26 @@ class Policy(_Frozen):
 
 
 class SiteSettings(_Frozen):
-    """All of a `site.toml`."""
+    """All of a `site.toml`.
+
+    Attributes:
+        tables: by the names that a study uses.
+        imaging: how the site's images are read; without it, it has none.
+        genomics: how its sequencing files are read.
+    """
 
     site: SiteHeader
-    tables: Annotated[dict[Name, TableSettings], Field(min_length=1)]
+    tables: dict[Name, TableSettings] = {}
+    imaging: ImagingSettings | None = None
+    genomics: GenomicsSettings | None = None
     consent: Consent = Consent()
     policy: Policy = Policy()
 
     @model_validator(mode="after")
     def _references(self) -> Self:
         problems = []
+        if not self.tables and self.imaging is None and self.genomics is None:
+            problems.append("give at least one [tables.NAME], [imaging] or [genomics]")
         if self.consent.table is not None and self.consent.table not in self.tables:
             problems.append(f"consent.table: no table has this name; there are {', '.join(self.tables)}")
         files: dict[str, str] = {}

@@ -23,12 +23,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from oncofed_client.prepare.keys import SiteKey
+from oncofed_client.prepare.keys import KEY_FILE, SiteKey
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["Cache", "Damaged", "Entry"]
+__all__ = ["CACHE_FOLDER", "Cache", "Damaged", "Entry", "existing_cache", "open_cache", "state_folder"]
 
+CACHE_FOLDER = "cache"
 _LEFTOVER = "."
 
 
@@ -147,6 +148,14 @@ class Cache:
             "which makes it anew"
         )
 
+    def is_whole(self, pseudonym: str, recipe: str, inputs: str) -> bool:
+        """Whether an entry is there as it was written."""
+        path = self._path(pseudonym, recipe, inputs)
+        try:
+            return self.key.unseal(f"{pseudonym}/{path.name}", path.read_bytes()) is not None
+        except OSError:
+            return False
+
     def forget(self, patient: str, recipe: str) -> None:
         """Remove a patient's entries of one recipe: his files are gone, or can no longer be read."""
         for path in self._entries(self.folder / self.key.pseudonym(patient), recipe):
@@ -186,3 +195,29 @@ class Cache:
         """Keep keyed hashes for the next run."""
         text = json.dumps(content, sort_keys=True, allow_nan=False).encode()
         write_whole(self.folder / "index", self.key.seal("index", text), private=True)
+
+
+def state_folder(folder: Path) -> Path:
+    """Where a site keeps its state if nobody says otherwise: beside its folder, into which only `init` writes."""
+    whole = folder.resolve()
+    return whole.with_name(f"{whole.name}.state")
+
+
+def open_cache(state: Path) -> Cache:
+    """The cache in a site's state folder, with a new key where there is none.
+
+    Raises:
+        StorageError: the site's key cannot be used.
+    """
+    return Cache(state / CACHE_FOLDER, SiteKey.open(state))
+
+
+def existing_cache(state: Path | None) -> Cache | None:
+    """The cache in a site's state folder, if something was ever prepared there.
+
+    Raises:
+        StorageError: the site's key cannot be used.
+    """
+    if state is None or not (state / KEY_FILE).exists() or not (state / CACHE_FOLDER).is_dir():
+        return None
+    return open_cache(state)
