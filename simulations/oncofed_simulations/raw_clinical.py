@@ -23,16 +23,24 @@ def _centigray(site: RawSite) -> bool:
     return site.index % 2 == 1
 
 
+def _death_dates(site: RawSite) -> bool:
+    """Whether the site notes when somebody died, in place of a last date and whether it was death."""
+    return site.index % 2 == 0
+
+
 def clinical_settings(site: RawSite) -> dict[str, Any]:
     """Make the site's `[tables]`: dates become durations, units are declared."""
-    form = _form(site)
+    ends = ["death_date", "last_seen"] if _death_dates(site) else ["last_seen"]
     clinical: dict[str, Any] = {
         "file": "clinical.csv",
+        "date_format": _form(site),
         "durations": {
-            "age": {"start": "birth_date", "end": "diagnosis_date", "unit": "years", "format": form},
-            "os_days": {"start": "diagnosis_date", "end": "last_seen", "unit": "days", "format": form},
+            "age": {"since": "birth_date", "until": ["diagnosis_date"], "unit": "years"},
+            "os_days": {"since": "diagnosis_date", "until": ends},
         },
     }
+    if _death_dates(site):
+        clinical["events"] = {"os_event": "death_date"}
     if _centigray(site):
         clinical["units"] = {"dose_gy": "cGy"}
     return {"clinical": clinical, "labels": {"file": "labels.csv"}}
@@ -55,8 +63,13 @@ def write_clinical(folder: Path, site: RawSite, gaps: float) -> None:
     columns["patient_name"] = [f"{p.family}, {p.given}" for p in site.people]
     columns["telephone"] = [p.phone for p in site.people]
     columns["diagnosis_date"] = [p.diagnosed.strftime(form) for p in site.people]
-    columns["last_seen"] = [p.last_seen.strftime(form) for p in site.people]
-    columns["os_event"] = np.where(site.died, "1", "0").tolist()
+    last = np.array([p.last_seen.strftime(form) for p in site.people])
+    if _death_dates(site):
+        columns["death_date"] = np.where(site.died, last, "").tolist()
+        columns["last_seen"] = np.where(site.died, "", last).tolist()
+    else:
+        columns["last_seen"] = last.tolist()
+        columns["os_event"] = np.where(site.died, "1", "0").tolist()
     columns["consent"] = np.where(site.consents, "yes", "no").tolist()
     columns["remark"] = [f"{p.given} asked for a call on {p.scanned.strftime(form)}" for p in site.people]
     ids = [p.number for p in site.people]

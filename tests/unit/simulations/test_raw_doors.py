@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from oncofed_client.cohort import read_cohort
 from oncofed_client.genomics.copy_number import read_copy_number
 from oncofed_client.genomics.expression import read_expression
+from oncofed_client.genomics.impact import mutation_impact
 from oncofed_client.genomics.inputs import SiteFiles, open_files
 from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging.regions import read_region
@@ -18,12 +20,14 @@ from oncofed_client.imaging.series import Inventory, find_series
 from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_client.imaging.volume import read_volume
 from oncofed_client.prepare.feature_table import FeatureTable
+from oncofed_client.settings import load_settings
 from oncofed_shared.plan import Plan, load
 from oncofed_shared.strict import validate
 from oncofed_simulations.raw_anatomy import CT_GRID, MR_GRID, PET_GRID, body
 from oncofed_simulations.raw_cohort import write_raw_cohort
 from oncofed_simulations.raw_draw import RawSite, draw_sites
 from oncofed_simulations.raw_genome import GENES
+from oncofed_simulations.raw_genomics import unmeasured
 from oncofed_simulations.synthetic import read_settings
 
 STUDIES = Path(__file__).resolve().parents[3] / "simulations" / "studies"
@@ -120,3 +124,36 @@ def test_copy_number_is_that_of_the_population(cohort: Path, drawn: list[RawSite
     columns = tuple(f"{g}_cnv" for g in GENES["cnv"])
     for patient, row in rows.items():
         assert np.array_equal(values_of(table, patient, columns), site.values["cnv"][row])
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_mutations_are_those_of_the_population(cohort: Path, drawn: list[RawSite], plan: Plan, index: int) -> None:
+    site, features = drawn[index], plan.modalities["mutations"].genomics
+    files = core(cohort / site.name)
+    table = mutation_impact(files, features)
+    rows = rows_of(site, "mutations")
+    assert set(table.patients) == set(rows)
+    columns = tuple(f"{g}_mut" for g in GENES["mutations"])
+    unseen = np.isin(GENES["mutations"], unmeasured(site))
+    for patient, row in rows.items():
+        impact = values_of(table, patient, columns)
+        assert np.array_equal(np.isnan(impact), unseen)
+        assert np.array_equal(impact[~unseen] >= 0.8, site.values["mutations"][row][~unseen] == 1)
+        assert np.all(impact[~unseen][site.values["mutations"][row][~unseen] == 0] == 0)
+
+
+def test_dates_become_what_was_drawn(cohort: Path, drawn: list[RawSite], plan: Plan) -> None:
+    for site in drawn:
+        folder = cohort / site.name
+        found = read_cohort(folder, load_settings(folder), plan)
+        rows = {p.number: i for i, p in enumerate(site.people)}
+        order = [rows[p] for p in found.patients]
+        assert set(found.patients) == {p.number for p, yes in zip(site.people, site.consents, strict=True) if yes}
+        assert np.array_equal(found.labels["survival"][:, 0], site.days[order])
+        assert np.array_equal(found.labels["survival"][:, 1], site.died[order])
+        age = found.values["clinical"][:, found.columns["clinical"].index("age")]
+        dose = found.values["clinical"][:, found.columns["clinical"].index("dose_gy")]
+        for made, truth, off in ((age, site.patients.age[order], 0.01), (dose, site.patients.dose[order], 1e-9)):
+            there = ~np.isnan(made)
+            assert there.any()
+            assert np.allclose(made[there], truth[there], atol=off)
