@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from oncofed_client.cohort import read_cohort
 from oncofed_client.genomics.copy_number import read_copy_number
 from oncofed_client.genomics.expression import read_expression
-from oncofed_client.genomics.impact import mutation_impact
+from oncofed_client.genomics.impact import mutation_impact, read_mutations
 from oncofed_client.genomics.inputs import SiteFiles, open_files
 from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging.regions import read_region
@@ -130,7 +130,7 @@ def test_copy_number_is_that_of_the_population(cohort: Path, drawn: list[RawSite
 def test_mutations_are_those_of_the_population(cohort: Path, drawn: list[RawSite], plan: Plan, index: int) -> None:
     site, features = drawn[index], plan.modalities["mutations"].genomics
     files = core(cohort / site.name)
-    table = mutation_impact(files, features)
+    table = mutation_impact(read_mutations(files, features), features, files.names, files.panels)
     rows = rows_of(site, "mutations")
     assert set(table.patients) == set(rows)
     columns = tuple(f"{g}_mut" for g in GENES["mutations"])
