@@ -15,16 +15,17 @@ __all__ = ["IDENTIFYING", "burned_in", "identifying_tags"]
 IDENTIFYING = (
     "AccessionNumber", "AcquisitionDate", "AcquisitionDateTime", "AdditionalPatientHistory", "AdmissionID",
     "AdmittingDate", "AdmittingDiagnosesDescription", "ContentDate", "CountryOfResidence", "CurrentPatientLocation",
-    "DeviceSerialNumber", "EthnicGroup", "FrameOfReferenceUID", "ImageComments", "InsurancePlanIdentification",
-    "InstitutionAddress", "InstitutionName", "InstitutionalDepartmentName", "IssuerOfPatientID", "LastMenstrualDate",
-    "MedicalAlerts", "MedicalRecordLocator", "MilitaryRank", "NameOfPhysiciansReadingStudy", "Occupation",
-    "OperatorsName", "OtherPatientIDs", "OtherPatientIDsSequence", "OtherPatientNames", "PatientAddress",
-    "PatientBirthDate", "PatientBirthName", "PatientBirthTime", "PatientComments", "PatientID", "PatientMotherBirthName",
-    "PatientName", "PatientReligiousPreference", "PatientTelephoneNumbers", "PerformedProcedureStepStartDate",
-    "PerformingPhysicianName", "PhysiciansOfRecord", "ReferringPhysicianAddress", "ReferringPhysicianName",
-    "ReferringPhysicianTelephoneNumbers", "RegionOfResidence", "RequestingPhysician", "ResponsiblePerson", "ReviewerName",
-    "SOPInstanceUID", "SeriesDate", "SeriesDescription", "SeriesInstanceUID", "StationName", "StructureSetDate", "StudyDate",
-    "StudyDescription", "StudyID", "StudyInstanceUID",
+    "DeviceSerialNumber", "EthnicGroup", "FrameOfReferenceUID", "ImageComments", "InstitutionAddress",
+    "InstitutionName", "InstitutionalDepartmentName", "InsurancePlanIdentification", "IssuerOfPatientID",
+    "LastMenstrualDate", "MedicalAlerts", "MedicalRecordLocator", "MilitaryRank", "NameOfPhysiciansReadingStudy",
+    "Occupation", "OperatorsName", "OtherPatientIDs", "OtherPatientIDsSequence", "OtherPatientNames",
+    "PatientAddress", "PatientBirthDate", "PatientBirthName", "PatientBirthTime", "PatientComments", "PatientID",
+    "PatientMotherBirthName", "PatientName", "PatientReligiousPreference", "PatientTelephoneNumbers",
+    "PerformedProcedureStepStartDate", "PerformingPhysicianName", "PhysiciansOfRecord", "ReferringPhysicianAddress",
+    "ReferringPhysicianName", "ReferringPhysicianTelephoneNumbers", "RegionOfResidence", "RequestingPhysician",
+    "ResponsiblePerson", "ReviewerName", "SOPInstanceUID", "SeriesDate", "SeriesDescription",
+    "SeriesInstanceUID", "StationName", "StructureSetDate", "StudyDate", "StudyDescription", "StudyID",
+    "StudyInstanceUID",
 )  # fmt: skip
 
 _PRIVATE = "private tags"

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 from pydicom import uid
 from pydicom.encaps import generate_frames
@@ -128,6 +129,16 @@ def _check_length(header: Header, size: tuple[int, int, int], decoder: str, limi
         raise header.wrong("PixelData", "holds another number of frames than NumberOfFrames; export it again")
 
 
+def _bits(header: Header, size: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
+    """Frames of one bit per pixel; they follow each other without a gap, also within a byte (PS3.5, annex D)."""
+    data = np.frombuffer(header.dataset.PixelData, dtype=np.uint8)
+    pixels = size[1] * size[2]
+    for start in range(0, pixels * size[0], pixels):
+        first = start // 8
+        bits = np.unpackbits(data[first : (start + pixels + 7) // 8], bitorder="little")
+        yield bits[start - 8 * first :][:pixels]
+
+
 def frames_of(header: Header, limits: Limits) -> Iterator[NDArray[Any]]:
     """Yield the stored values of each frame, (rows, columns), before any rescaling; one frame in memory at a time.
 
@@ -144,7 +155,8 @@ def frames_of(header: Header, limits: Limits) -> Iterator[NDArray[Any]]:
     try:
         with quiet():
             _check_length(header, size, decoder, limits)
-            frames = iter_pixels(header.dataset, raw=True, decoding_plugin=decoder)
+            single = not decoder and header.need_count("BitsAllocated") == 1
+            frames = _bits(header, size) if single else iter_pixels(header.dataset, raw=True, decoding_plugin=decoder)
         for _ in range(size[0]):
             with quiet():
                 frame = next(frames)

@@ -15,7 +15,7 @@ _FORMATS = (".nii", ".nii.gz", ".nrrd")
 
 
 def fits_header(header: Header, rule: SeriesRule) -> bool:
-    """Whether a DICOM header fits all that a rule states. A tag that is absent fits nothing but the pattern `*`."""
+    """Whether a DICOM header fits all that a rule states. An absent tag is an empty text."""
     if rule.modality is None or header.text("Modality") != rule.modality:
         return False
     if rule.description and not matches(header.text("SeriesDescription"), rule.description):

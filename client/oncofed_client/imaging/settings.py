@@ -42,6 +42,7 @@ __all__ = ["ImagingSettings", "Limits", "PatientSource", "RegionRule", "SeriesRu
 
 Text = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}$")]
+Pattern = Annotated[str, Field(max_length=200)]
 Number = int | float
 Span = Annotated[tuple[Number, Number], Field(strict=False)]
 
@@ -109,7 +110,7 @@ class SeriesRule(Frozen):
     Attributes:
         modality: DICOM Modality.
         description, protocol: patterns of SeriesDescription and ProtocolName.
-        header: DICOM keyword -> a pattern of its text, or [lowest, highest] of its number.
+        header: DICOM keyword -> a pattern of its text (the empty pattern: absent or empty), or [lowest, highest] of its number.
         files: patterns of NIfTI or NRRD files; a pattern with `/` is of the path below the imaging folder, others of
             the name. Excludes the rules above.
         kind: what a NIfTI or NRRD file holds, which decides how a patch is scaled.
@@ -119,7 +120,7 @@ class SeriesRule(Frozen):
     modality: Literal["CT", "MR", "PT"] | None = None
     description: tuple[Text, ...] = ()
     protocol: tuple[Text, ...] = ()
-    header: dict[str, Text | Span] = Field(default={})
+    header: dict[str, Pattern | Span] = Field(default={})
     files: tuple[Text, ...] = ()
     kind: Literal["CT", "MR", "PT"] | None = None
     choose: Literal["only", "largest"] = "only"
@@ -181,15 +182,14 @@ class RegionRule(Frozen):
 
 
 def _as_tuples(content: object, *keys: str) -> object:
-    """Let one pattern stand for a list of one. TOML's and JSON's lists arrive here as lists, and strict types want tuples."""
+    """Let one pattern stand for a list of one."""
     if not isinstance(content, dict):
         return content
-    made = dict(content)
-    for key in keys:
-        value = made.get(key)
-        if isinstance(value, str | list):
-            made[key] = (value,) if isinstance(value, str) else tuple(value)
-    return made
+    return {k: _as_tuple(v) if k in keys else v for k, v in content.items()}
+
+
+def _as_tuple(value: object) -> object:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class ImagingSettings(Frozen):
