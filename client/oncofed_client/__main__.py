@@ -66,6 +66,7 @@ def check(
         Path | None,
         typer.Option("--study", metavar="STUDY", help="A study; without one, an inventory."),
     ] = None,
+    state: State = None,
 ) -> None:
     """Say what a folder holds and, with a study, whether that can run here."""
     console = Console(highlight=False)
@@ -74,7 +75,7 @@ def check(
     if plan is None:
         show_inventory(console, inventory(folder, settings))
         return
-    report = check_study(folder, settings, plan)
+    report = check_study(folder, settings, plan, state or state_folder(folder))
     show_check(console, report)
     raise typer.Exit(report.exit_code)
 

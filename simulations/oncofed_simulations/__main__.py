@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from oncofed_client.prepare.report import Report
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
@@ -116,6 +117,12 @@ def run(
             rounds[key] = state.round
             progress.update(bar, completed=sum(rounds.values()), description=f"{key}: round {state.round}{loss}")
 
+        def tell(site: str, report: Report) -> None:
+            for failure in report.failures:
+                for line in failure.safe:
+                    console.print(f"{site}: {failure.modality}: {line}", markup=False, soft_wrap=True)
+            progress.update(bar, completed=0, total=None, description="reading sites")
+
         options = Options(
             sites=sites,
             external=external,
@@ -132,6 +139,12 @@ def run(
             engine=engine,
             ray_address=ray_address,
             environment=dict(os.environ),
+            study=study.parent,
+            jobs=os.cpu_count() or 1,
+            prepared=lambda site, done, total: progress.update(
+                bar, completed=done, total=total, description=f"{site}: preprocessing"
+            ),
+            tell=tell,
         )
         result = run_study(plan, options)
     print(headline(result))

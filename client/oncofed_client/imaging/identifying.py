@@ -23,9 +23,8 @@ IDENTIFYING = (
     "PatientMotherBirthName", "PatientName", "PatientReligiousPreference", "PatientTelephoneNumbers",
     "PerformedProcedureStepStartDate", "PerformingPhysicianName", "PhysiciansOfRecord", "ReferringPhysicianAddress",
     "ReferringPhysicianName", "ReferringPhysicianTelephoneNumbers", "RegionOfResidence", "RequestingPhysician",
-    "ResponsiblePerson", "ReviewerName", "SOPInstanceUID", "SeriesDate", "SeriesDescription",
-    "SeriesInstanceUID", "StationName", "StructureSetDate", "StudyDate", "StudyDescription", "StudyID",
-    "StudyInstanceUID",
+    "ResponsiblePerson", "ReviewerName", "SOPInstanceUID", "SeriesDate", "SeriesDescription", "SeriesInstanceUID",
+    "StationName", "StructureSetDate", "StudyDate", "StudyDescription", "StudyID", "StudyInstanceUID",
 )  # fmt: skip
 
 _PRIVATE = "private tags"

@@ -89,30 +89,41 @@ def outcomes(cases: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[
         - A case whose process dies is an outcome like others; cases beside it are done again, and no other is.
     """
     waiting = iter(cases)
-    suspects: list[T] = []
-    pool = _pool(jobs)
     flying: dict[Future[Outcome[T, R]], T] = {}
+    pool = _pool(jobs)
     try:
         while True:
             while len(flying) <= jobs and (case := next(waiting, None)) is not None:
-                flying[pool.submit(_guarded, work, case)] = case
+                flying[_submitted(pool, work, case)] = case
             if not flying:
                 break
             done, _ = wait(flying, return_when=FIRST_COMPLETED)
-            broken = [flying[f] for f in done if isinstance(f.exception(), BrokenProcessPool)]
-            for future in [f for f in done if f.exception() is None]:
-                del flying[future]
-                yield future.result()
-            if broken:
+            if any(f.exception() is not None for f in done):
+                # The pool is broken and gives nothing more: whoever was in it is a suspect.
                 wait(flying)
-                suspects = [case for future, case in flying.items() if future.exception() is not None]
-                yield from (f.result() for f in flying if f.exception() is None)
-                flying = {}
                 pool.shutdown(wait=True)
+                suspects = [case for future, case in flying.items() if future.exception() is not None]
+                finished = [future.result() for future in flying if future.exception() is None]
+                flying = {}
+                yield from finished
                 yield from _one_by_one(suspects, work)
                 pool = _pool(jobs)
+                continue
+            for future in done:
+                del flying[future]
+                yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _submitted(pool: ProcessPoolExecutor, work: Callable[[T], R], case: T) -> Future[Outcome[T, R]]:
+    """Give a case to the pool; where that is already broken, a future that says so."""
+    try:
+        return pool.submit(_guarded, work, case)
+    except BrokenProcessPool as error:
+        failed: Future[Outcome[T, R]] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 def _one_by_one(cases: Iterable[T], work: Callable[[T], R]) -> Iterator[Outcome[T, R]]:
@@ -120,7 +131,7 @@ def _one_by_one(cases: Iterable[T], work: Callable[[T], R]) -> Iterator[Outcome[
     for case in cases:
         pool = _pool(1)
         try:
-            yield pool.submit(_guarded, work, case).result()
+            yield _submitted(pool, work, case).result()
         except BrokenProcessPool:
             yield Outcome(case=case, result=None, problems=(_DIED,))
         finally:
