@@ -182,7 +182,7 @@ class RegionRule(Frozen):
 
 
 def _as_tuples(content: object, *keys: str) -> object:
-    """Let one pattern stand for a list of one. TOML's and JSON's lists arrive here as lists, and strict types want tuples."""
+    """Let one pattern stand for a list of one."""
     if not isinstance(content, dict):
         return content
     return {k: _as_tuple(v) if k in keys else v for k, v in content.items()}
