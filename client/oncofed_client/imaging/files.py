@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import gzip
 import math
+import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,39 +21,94 @@ from oncofed_shared.errors import DataError
 __all__ = ["read_file"]
 
 _HEAD = 65536
+_PIECE = 2**20
+_FLOATS = {16: "f4", 64: "f8"}
+"""NIfTI data type -> numpy's, for those that can hold what is not finite (nifti1.h, NIFTI_TYPE_*)."""
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # noqa: FBT003 - it has no name; warnings quote the file's content
-
-
-def _start(path: Path, limits: Limits) -> bytes:
-    """First bytes of a file, unpacked where it is a .nii.gz."""
-    with open_regular(path, limits) as file:
-        if not path.name.lower().endswith(".gz"):
-            return file.read(_HEAD)
-        try:
-            with gzip.GzipFile(fileobj=file) as unpacked:
-                return unpacked.read(_HEAD)
-        except (OSError, EOFError, zlib.error):
-            raise _damaged(path) from None
 
 
 def _damaged(path: Path) -> DataError:
     return DataError(f"{shown(path)}: cannot be read as NIfTI or NRRD, it is cut off or damaged; export it again")
 
 
+@contextmanager
+def _unpacked(path: Path, limits: Limits) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """Open a file, unpacking a .gz as it is read."""
+    with open_regular(path, limits) as file:
+        try:
+            if not path.name.lower().endswith(".gz"):
+                yield file
+                return
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield unpacked
+        except (OSError, EOFError, ValueError, zlib.error):
+            raise _damaged(path) from None
+
+
+def _check_nrrd(start: bytes, path: Path) -> None:
+    """Refuse a header without an end, and one whose voxels are elsewhere."""
+    ends = [at for mark in (b"\n\n", b"\r\n\r\n") if (at := start.find(mark)) >= 0]
+    if not ends:
+        raise _damaged(path)
+    keys = {line.split(b":")[0].strip().lower().replace(b" ", b"") for line in start[: min(ends)].splitlines()}
+    if b"datafile" in keys:
+        raise DataError(f"{shown(path)}: is an NRRD header whose voxels are in another file; save it as one .nrrd")
+
+
+def _check_nifti(start: bytes, path: Path, limits: Limits) -> None:
+    """Refuse a file with fewer voxels than its header says, or with some that are not finite.
+
+    ITK reads the absent ones, and those that are not finite, as 0. Positions are those of nifti1.h and nifti2.h.
+    """
+    second = start[4:12] == b"n+2\0\r\n\x1a\n"
+    order = "<" if int.from_bytes(start[:4], "little") == (540 if second else 348) else ">"
+    try:
+        if second:
+            (kind, bits), shape = (
+                struct.unpack_from(order + "2h", start, 12),
+                struct.unpack_from(order + "8q", start, 16),
+            )
+            first = struct.unpack_from(order + "q", start, 168)[0]
+        else:
+            shape, (kind, bits) = (
+                struct.unpack_from(order + "8h", start, 40),
+                struct.unpack_from(order + "2h", start, 70),
+            )
+            first = int(struct.unpack_from(order + "f", start, 108)[0])
+    except (struct.error, ValueError, OverflowError):
+        raise _damaged(path) from None
+    sizes = shape[1 : 1 + min(max(shape[0], 0), 7)]
+    voxels = math.prod(sizes)
+    if not sizes or min(sizes) < 1 or bits < 8 or not 0 <= first <= _HEAD:
+        raise _damaged(path)
+    if voxels > limits.voxels:
+        raise DataError(f"{shown(path)}: has more than {limits.voxels} voxels, the limit imaging.limits.voxels")
+    left = voxels * bits // 8
+    with _unpacked(path, limits) as file:
+        if len(file.read(first)) < first:
+            raise _damaged(path)
+        while left:
+            piece = file.read(min(left, _PIECE))
+            if not piece or (len(piece) % 8 and len(piece) != left):
+                raise _damaged(path)
+            left -= len(piece)
+            if kind in _FLOATS and not np.isfinite(np.frombuffer(piece, order + _FLOATS[kind])).all():
+                raise _not_finite(path)
+
+
+def _not_finite(path: Path) -> DataError:
+    return DataError(f"{shown(path)}: has voxels that are not finite numbers; replace them and save it again")
+
+
 def _reader_name(path: Path, limits: Limits) -> str:
     """Name of SimpleITK's reader, decided by the content; a file that takes its voxels from elsewhere is refused."""
-    start = _start(path, limits)
+    with _unpacked(path, limits) as file:
+        start = file.read(_HEAD)
     if start[:4] == b"NRRD":
-        head, _, rest = start.partition(b"\n\n")
-        crlf, _, _ = start.partition(b"\r\n\r\n")
-        head = min(head, crlf, key=len)
-        if not rest or len(head) == len(start):
-            raise _damaged(path)
-        keys = {line.split(b":")[0].strip().lower().replace(b" ", b"") for line in head.splitlines()}
-        if b"datafile" in keys:
-            raise DataError(f"{shown(path)}: is an NRRD header whose voxels are in another file; save it as one .nrrd")
+        _check_nrrd(start, path)
         return "NrrdImageIO"
     if start[344:348] == b"n+1\0" or start[4:12] == b"n+2\0\r\n\x1a\n":
+        _check_nifti(start, path, limits)
         return "NiftiImageIO"
     if start[344:348] == b"ni1\0":
         raise DataError(f"{shown(path)}: is a NIfTI header whose voxels are in another file; save it as one .nii.gz")
@@ -96,5 +155,5 @@ def read_file(path: Path, limits: Limits) -> sitk.Image:
     if not np.isfinite(geometry).all() or min(image.GetSpacing()) <= 0:
         raise DataError(f"{shown(path)}: its spacing, origin or direction cannot be; save it again")
     if not np.isfinite(sitk.GetArrayViewFromImage(image)).all():
-        raise DataError(f"{shown(path)}: has voxels that are not finite numbers; replace them and save it again")
+        raise _not_finite(path)
     return image

@@ -34,6 +34,7 @@ from oncofed_shared.errors import DataError
 __all__ = ["Header", "looks_like_dicom", "open_regular", "quiet", "read_header", "shown", "tag_name"]
 
 _PREAMBLE = 132
+_UNDEFINED = 0xFFFFFFFF
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")
 """Groups 0008 and 0002: how a file begins that was written without a preamble."""
 
@@ -82,6 +83,33 @@ def open_regular(path: Path, limits: Limits) -> Iterator[BinaryIO]:
                 "raise it if the file is sound"
             )
         yield file
+
+
+class _Bounded:
+    """A file that never makes room for more than is left in it, and notices a value that was cut off.
+
+    An element may say that it is four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone
+    may reach over the end.
+    """
+
+    _PIECES = frozenset({128, 8192})
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most what is left.
+
+        Raises:
+            ValueError: more is asked than there is, and not to search.
+        """
+        left = self._size - self._file.tell()
+        if 0 < left < size and size not in self._PIECES:
+            message = "cut off"
+            raise ValueError(message)
+        return self._file.read(min(size, max(left, 0)))
 
 
 def looks_like_dicom(start: bytes) -> bool:
@@ -225,9 +253,17 @@ def _transfer_syntax(path: Path) -> UID:
     try:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
+            return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None
-    return UID(str(stated)) if stated else ImplicitVRLittleEndian
+
+
+def _last_is_cut(dataset: Dataset) -> bool:
+    """Whether the file ended right behind the start of its last element."""
+    element = dataset.get_item(list(dataset.keys())[-1])
+    if not isinstance(element, RawDataElement) or element.length == _UNDEFINED or element.value is None:
+        return False
+    return len(element.value) < element.length
 
 
 def _unreadable(path: Path) -> DataError:
@@ -260,9 +296,9 @@ def read_header(path: Path, limits: Limits, *, pixels: bool = False) -> Header:
         file.seek(0)
         try:
             with quiet():
-                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
+                dataset = pydicom.dcmread(_Bounded(file), stop_before_pixels=not pixels, force=bare)
         except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
             raise _unreadable(path) from None
-    if not len(dataset):
+    if not len(dataset) or _last_is_cut(dataset):
         raise _unreadable(path)
     return Header(dataset=dataset, path=path)
