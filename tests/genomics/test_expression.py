@@ -209,6 +209,7 @@ HEADER = "gene\tANNA\tBERT\n"
         (HEADER + "TP53\t1\t\u0661\n", "row 2, column number 3: expected a number"),
         (HEADER + "TP53\t1\t1_0\n", "row 2, column number 3: expected a number"),
         (HEADER + "TP53\tinf\t1\n", "row 2, column number 2: expected a finite number"),
+        (HEADER + "TP53\t1\t1e300\n", "row 2, column number 3: expected a finite number"),
         (HEADER + "TP53\t1\t2\nEGFR\t1\t-2\nKRAS\t900\t900\n", "cannot tell whether"),
         (HEADER + "TP53\t1\t2\nTP53\t1\t2\n", "row 3: the gene of row 2 again"),
         (HEADER + "TP53\t1\n", "row 1: expected|row 2: expected 3 cells"),

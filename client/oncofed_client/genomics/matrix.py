@@ -52,6 +52,7 @@ _NOT_SAMPLES = {
 _NOT_GENES = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")
 """Rows beside the genes, in files of HTSeq and STAR."""
 _MOST_CELLS = 200_000_000
+_LARGEST = 1e15
 
 
 def _strict(cell: str) -> float:
@@ -145,9 +146,12 @@ class _Reading:
             raise fault(
                 self.path, "expected a number with a decimal point, found text", row=row, column=place
             ) from None
-        if np.isinf(values).any():
-            place = columns[int(np.flatnonzero(np.isinf(values))[0])] + 1
-            raise fault(self.path, "expected a finite number, found an infinite one", row=row, column=place)
+        beyond = np.abs(values) > _LARGEST
+        if beyond.any():
+            place = columns[int(np.flatnonzero(beyond)[0])] + 1
+            raise fault(
+                self.path, "expected a finite number, found an infinite or absurdly large one", row=row, column=place
+            )
         if self.negative is None and (values < 0).any():
             self.negative = row, columns[int(np.flatnonzero(values < 0)[0])] + 1
         if self.fractional is None:
