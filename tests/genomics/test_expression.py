@@ -149,6 +149,22 @@ def test_files_of_common_tools_are_read(site):
         assert table.problems == ()
 
 
+def test_files_of_one_sample_each_as_the_gdc_has_them(site):
+    def text(n):
+        return (
+            "# gene-model: GENCODE v36\ngene_id\tgene_name\tgene_type\tunstranded\ttpm_unstranded\nN_unmapped\t\t\t99\t\n"
+            f"ENSG00000141510.18\tTP53\tprotein_coding\t{n}\t0.5\nENSG00000146648.18\tEGFR\tprotein_coding\t{2 * n}\t1.5\n"
+        )
+
+    files = {"rna/A.counts.tsv": text(3), "rna/B.counts.tsv": text(7)}
+    made = site(files, expression={"files": ["rna/*.tsv"], "column": "unstranded"})
+    table = read_expression(made, features(normalisation="none", logarithm=False, genes=["TP53", "EGFR"]))
+    assert (table.patients, table.values.tolist()) == (("A", "B"), [[3, 6], [7, 14]])
+    made = site({}, expression={"files": ["rna/*.tsv"], "column": "stranded"})
+    with pytest.raises(DataError, match=r"row 2: expected the column 'stranded', named as column in site\.toml"):
+        read_expression(made, features())
+
+
 def test_other_kinds_are_told_apart_and_refused_where_another_is_wanted(site):
     rng = np.random.default_rng(0)
     tpm = rng.dirichlet(np.ones(6), 5) * 1e6
@@ -209,6 +225,7 @@ HEADER = "gene\tANNA\tBERT\n"
         (HEADER + "TP53\t1\t\u0661\n", "row 2, column number 3: expected a number"),
         (HEADER + "TP53\t1\t1_0\n", "row 2, column number 3: expected a number"),
         (HEADER + "TP53\tinf\t1\n", "row 2, column number 2: expected a finite number"),
+        (HEADER + "TP53\t1\t1e300\n", "row 2, column number 3: expected a finite number"),
         (HEADER + "TP53\t1\t2\nEGFR\t1\t-2\nKRAS\t900\t900\n", "cannot tell whether"),
         (HEADER + "TP53\t1\t2\nTP53\t1\t2\n", "row 3: the gene of row 2 again"),
         (HEADER + "TP53\t1\n", "row 1: expected|row 2: expected 3 cells"),

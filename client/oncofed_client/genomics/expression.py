@@ -183,6 +183,7 @@ def read_expression(site: SiteFiles, features: ExpressionFeatures) -> FeatureTab
             site,
             genes_in=files.genes_in,
             label=files.label,
+            column=files.column,
             wanted=read,
             known=known,
             read_all=files.values is None,
