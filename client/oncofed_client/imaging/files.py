@@ -43,11 +43,11 @@ def _reader_name(path: Path, limits: Limits) -> str:
         head, _, rest = start.partition(b"\n\n")
         crlf, _, _ = start.partition(b"\r\n\r\n")
         head = min(head, crlf, key=len)
-        if not rest or len(head) == len(start):
-            raise _damaged(path)
         keys = {line.split(b":")[0].strip().lower().replace(b" ", b"") for line in head.splitlines()}
         if b"datafile" in keys:
             raise DataError(f"{shown(path)}: is an NRRD header whose voxels are in another file; save it as one .nrrd")
+        if not rest or len(head) == len(start):
+            raise _damaged(path)
         return "NrrdImageIO"
     if start[344:348] == b"n+1\0" or start[4:12] == b"n+2\0\r\n\x1a\n":
         return "NiftiImageIO"

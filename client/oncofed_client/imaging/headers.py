@@ -21,7 +21,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
@@ -36,6 +36,13 @@ __all__ = ["Header", "looks_like_dicom", "open_regular", "quiet", "read_header",
 _PREAMBLE = 132
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")
 """Groups 0008 and 0002: how a file begins that was written without a preamble."""
+
+_LARGEST = 1 << 28
+"""Bytes of the largest element of a sound header; pixels may have more."""
+_MOST_READS = 2_000_000
+"""Elements of a sound header, two or three for each: pydicom turns eight bytes of an empty item into a kilobyte."""
+_ITEM = b"\xfe\xff\x00\xe0"
+_MOST_ITEMS = 200_000
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its records quote header values
 
@@ -111,11 +118,25 @@ class Header:
         return DataError(f"{shown(self.path)}: {tag_name(keyword)} {message}")
 
     def _value(self, keyword: str) -> object:
+        self._refuse_crowd(keyword)
         try:
             with quiet():
                 return self.dataset.get(keyword)
         except Exception:  # noqa: BLE001 - pydicom converts when asked, and raises whatever the conversion raises
             raise self.wrong(keyword, "cannot be read as its kind of value; export the file again") from None
+
+    def _refuse_crowd(self, keyword: str) -> None:
+        """Refuse a sequence of very many items before pydicom makes a dataset of each."""
+        tag = tag_for_keyword(keyword)
+        element = None if tag is None or tag not in self.dataset else self.dataset.get_item(tag)
+        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+            return
+        if (
+            len(element.value) > 8 * _MOST_ITEMS
+            and dictionary_VR(tag) == "SQ"
+            and element.value.count(_ITEM) > _MOST_ITEMS
+        ):
+            raise self.wrong(keyword, f"has more than {_MOST_ITEMS} items; export the file again")
 
     def has(self, keyword: str) -> bool:
         """Whether a tag is there and not empty."""
@@ -220,6 +241,29 @@ class Header:
         return many
 
 
+class _Bounded:
+    """A file that gives no more at once than it has and than is sound, and not more often than a sound file needs."""
+
+    __slots__ = ("_file", "_most", "_reads")
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._file = file
+        self._most = min(most, os.fstat(file.fileno()).st_size)
+        self._reads = 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if size > self._most or self._reads > _MOST_READS:
+            raise EOFError
+        return self._file.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
 def _transfer_syntax(path: Path) -> UID:
     """Transfer syntax of a file with a preamble; implicit little endian where none is stated."""
     try:
@@ -260,7 +304,8 @@ def read_header(path: Path, limits: Limits, *, pixels: bool = False) -> Header:
         file.seek(0)
         try:
             with quiet():
-                dataset = pydicom.dcmread(file, stop_before_pixels=not pixels, force=bare)
+                most = max(_LARGEST, 4 * limits.voxels if pixels else 0)
+                dataset = pydicom.dcmread(_Bounded(file, most), stop_before_pixels=not pixels, force=bare)
         except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
             raise _unreadable(path) from None
     if not len(dataset):
