@@ -21,6 +21,10 @@ __all__ = ["OFF", "check_room", "fill", "grid_matrix", "mask_like", "rasterise",
 
 OFF = 0.1
 """How far (in slice distances, in voxels) a mask may be from its image's grid: rounding of written positions, no shift."""
+_CROSSINGS = 1 << 20
+"""Crossings of edges with rows that are held at once: a short file can have edges that cross every row of an image."""
+_MOST_CROSSINGS = 1 << 24
+"""Crossings of one contour with rows, for which filling it takes about a second."""
 _CLOSED = frozenset({"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"})
 
 
@@ -51,6 +55,20 @@ def check_room(header: Header, count: int, image: sitk.Image, limits: Limits) ->
         )
 
 
+def _toggle(toggles: NDArray[np.int64], start: NDArray[np.float64], end: NDArray[np.float64]) -> None:
+    """Note where edges cross rows; each edge crosses every row at most once."""
+    rows, columns = toggles.shape[0], toggles.shape[1] - 1
+    low, high = np.minimum(start[:, 1], end[:, 1]), np.maximum(start[:, 1], end[:, 1])
+    first = np.clip(np.ceil(low), 0, rows).astype(np.int64)
+    last = np.clip(np.ceil(high), 0, rows).astype(np.int64)
+    count = last - first
+    edge = np.repeat(np.arange(len(start)), count)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
+    part = (row - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
+    crossing = start[edge, 0] + part * (end[edge, 0] - start[edge, 0])
+    np.add.at(toggles, (row, np.clip(np.ceil(crossing), 0, columns).astype(np.int64)), 1)
+
+
 def fill(contours: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """Fill polygons of one slice by the even-odd rule.
 
@@ -66,18 +84,11 @@ def fill(contours: Iterable[NDArray[np.float64]], shape: tuple[int, int]) -> NDA
     """
     rows, columns = shape
     toggles = np.zeros((rows, columns + 1), dtype=np.int64)
+    step = max(1, _CROSSINGS // max(1, rows))
     for contour in contours:
         start, end = contour, np.roll(contour, -1, axis=0)
-        low = np.where(start[:, 1] <= end[:, 1], start[:, 1], end[:, 1])
-        high = np.maximum(start[:, 1], end[:, 1])
-        first = np.clip(np.ceil(low), 0, rows).astype(np.int64)
-        last = np.clip(np.ceil(high), 0, rows).astype(np.int64)
-        count = last - first
-        edge = np.repeat(np.arange(len(contour)), count)
-        row = np.arange(len(edge)) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-        part = (row - start[edge, 1]) / (end[edge, 1] - start[edge, 1])
-        crossing = start[edge, 0] + part * (end[edge, 0] - start[edge, 0])
-        np.add.at(toggles, (row, np.clip(np.ceil(crossing), 0, columns).astype(np.int64)), 1)
+        for first in range(0, len(contour), step):
+            _toggle(toggles, start[first : first + step], end[first : first + step])
     return np.asarray(np.cumsum(toggles, axis=1)[:, :-1] % 2 == 1)
 
 
@@ -133,6 +144,8 @@ def _slices(region: Header, image: sitk.Image, limits: Limits) -> dict[int, list
             )
         if not 0 <= level < size[2] or np.any(place[:, :2] < -0.5 - OFF) or np.any(place[:, :2] > size[:2] - 0.5 + OFF):
             raise region.wrong("ContourData", "lies outside the image; slices are missing, or it was drawn on another")
+        if np.abs(np.diff(place[:, 1], append=place[:1, 1])).sum() > _MOST_CROSSINGS:
+            raise region.wrong("ContourData", "goes up and down across the image as no outline does; draw it again")
         found.setdefault(level, []).append(place[:, :2])
     if not found:
         raise region.wrong("ContourSequence", "is empty: a region without contours; choose another, or draw it")

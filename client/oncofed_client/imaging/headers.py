@@ -21,7 +21,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom import Dataset
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.filereader import read_file_meta_info
 from pydicom.multival import MultiValue
@@ -37,6 +37,13 @@ _PREAMBLE = 132
 _UNDEFINED = 0xFFFFFFFF
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")
 """Groups 0008 and 0002: how a file begins that was written without a preamble."""
+
+_LARGEST = 1 << 28
+"""Bytes of the largest element of a sound header; pixels may have more."""
+_MOST_READS = 2_000_000
+"""Elements of a sound header, two or three for each: pydicom turns eight bytes of an empty item into a kilobyte."""
+_ITEM = b"\xfe\xff\x00\xe0"
+_MOST_ITEMS = 200_000
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # its records quote header values
 
@@ -86,25 +93,32 @@ def open_regular(path: Path, limits: Limits) -> Iterator[BinaryIO]:
 
 
 class _Bounded:
-    """A file that never makes room for more than is left in it, and notices a value that was cut off.
+    """A file that gives no more at once than is left in it and than is sound, and not more often than a sound file needs.
 
     An element may say that it is four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone
     may reach over the end.
     """
 
+    __slots__ = ("_file", "_most", "_reads", "_size", "seek", "tell")
     _PIECES = frozenset({128, 8192})
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, most: int) -> None:
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
+        self._most = min(most, self._size)
+        self._reads = 0
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         """Read at most what is left.
 
         Raises:
+            EOFError: more is asked, or more often, than a sound file needs.
             ValueError: more is asked than there is, and not to search.
         """
+        self._reads += 1
+        if self._reads > _MOST_READS or (size > self._most and size not in self._PIECES):
+            raise EOFError
         left = self._size - self._file.tell()
         if 0 < left < size and size not in self._PIECES:
             message = "cut off"
@@ -139,11 +153,25 @@ class Header:
         return DataError(f"{shown(self.path)}: {tag_name(keyword)} {message}")
 
     def _value(self, keyword: str) -> object:
+        self._refuse_crowd(keyword)
         try:
             with quiet():
                 return self.dataset.get(keyword)
         except Exception:  # noqa: BLE001 - pydicom converts when asked, and raises whatever the conversion raises
             raise self.wrong(keyword, "cannot be read as its kind of value; export the file again") from None
+
+    def _refuse_crowd(self, keyword: str) -> None:
+        """Refuse a sequence of very many items before pydicom makes a dataset of each."""
+        tag = tag_for_keyword(keyword)
+        element = None if tag is None or tag not in self.dataset else self.dataset.get_item(tag)
+        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+            return
+        if (
+            len(element.value) > 8 * _MOST_ITEMS
+            and dictionary_VR(tag) == "SQ"
+            and element.value.count(_ITEM) > _MOST_ITEMS
+        ):
+            raise self.wrong(keyword, f"has more than {_MOST_ITEMS} items; export the file again")
 
     def has(self, keyword: str) -> bool:
         """Whether a tag is there and not empty."""
@@ -296,7 +324,8 @@ def read_header(path: Path, limits: Limits, *, pixels: bool = False) -> Header:
         file.seek(0)
         try:
             with quiet():
-                dataset = pydicom.dcmread(_Bounded(file), stop_before_pixels=not pixels, force=bare)
+                most = max(_LARGEST, 4 * limits.voxels if pixels else 0)
+                dataset = pydicom.dcmread(_Bounded(file, most), stop_before_pixels=not pixels, force=bare)
         except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
             raise _unreadable(path) from None
     if not len(dataset) or _last_is_cut(dataset):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import SimpleITK as sitk
+from numpy.typing import NDArray
 
 from oncofed_client.imaging.files import read_file
 from oncofed_client.imaging.geometry import Slice, grid_of, plane_of
@@ -67,16 +68,31 @@ def _planes(headers: Sequence[Header], limits: Limits) -> list[Slice]:
     return planes
 
 
+def _room(header: Header, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    try:
+        return np.empty(shape, dtype=np.float32)
+    except MemoryError:
+        raise DataError(
+            f"{shown(header.path)}: its series does not fit into this machine's memory; resample it, or use a larger one"
+        ) from None
+
+
 def _dicom(series: Series, limits: Limits, factors: Callable[[Sequence[Header]], list[float]]) -> sitk.Image:
     headers = _headers(series, limits)
     grid = grid_of(_planes(headers, limits))
     scale = dict(zip((h.path for h in headers), factors(headers), strict=True))
-    values = np.empty((len(grid.slices), *grid.slices[0].shape), dtype=np.float32)
-    for place, one in enumerate(grid.slices):
+
+    def plane(one: Slice) -> NDArray[np.float64]:
         header = read_header(one.path, limits, pixels=True)
         slope, intercept = _rescale(header)
         stored = next(iter(frames_of(header, limits)))
-        values[place] = (stored.astype(np.float64) * slope + intercept) * scale[one.path]
+        return np.asarray((stored.astype(np.float64) * slope + intercept) * scale[one.path], dtype=np.float64)
+
+    first = plane(grid.slices[0])  # before there is room for all: headers may promise a volume that has no pixels
+    values = _room(headers[0], (len(grid.slices), *first.shape))
+    values[0] = first
+    for place, one in enumerate(grid.slices[1:], start=1):
+        values[place] = plane(one)
     if not np.isfinite(values).all():
         raise headers[0].wrong("RescaleSlope", "makes values that are not finite; export the series again")
     return grid.image(values)
