@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import SimpleITK as sitk
 
+from oncofed_client.imaging.decoding import FrameDecoder
 from oncofed_client.imaging.files import read_file
 from oncofed_client.imaging.geometry import Slice, grid_of, plane_of
 from oncofed_client.imaging.headers import Header, read_header, shown
@@ -72,11 +73,12 @@ def _dicom(series: Series, limits: Limits, factors: Callable[[Sequence[Header]],
     grid = grid_of(_planes(headers, limits))
     scale = dict(zip((h.path for h in headers), factors(headers), strict=True))
     values = np.empty((len(grid.slices), *grid.slices[0].shape), dtype=np.float32)
-    for place, one in enumerate(grid.slices):
-        header = read_header(one.path, limits, pixels=True)
-        slope, intercept = _rescale(header)
-        stored = next(iter(frames_of(header, limits)))
-        values[place] = (stored.astype(np.float64) * slope + intercept) * scale[one.path]
+    with FrameDecoder() as decoder:
+        for place, one in enumerate(grid.slices):
+            header = read_header(one.path, limits, pixels=True)
+            slope, intercept = _rescale(header)
+            (stored,) = frames_of(header, limits, decoder)
+            values[place] = (stored.astype(np.float64) * slope + intercept) * scale[one.path]
     if not np.isfinite(values).all():
         raise headers[0].wrong("RescaleSlope", "makes values that are not finite; export the series again")
     return grid.image(values)
