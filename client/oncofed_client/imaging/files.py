@@ -45,14 +45,36 @@ def _unpacked(path: Path, limits: Limits) -> Iterator[BinaryIO | gzip.GzipFile]:
             raise _damaged(path) from None
 
 
-def _check_nrrd(start: bytes, path: Path) -> None:
-    """Refuse a header without an end, and one whose voxels are elsewhere."""
-    ends = [at for mark in (b"\n\n", b"\r\n\r\n") if (at := start.find(mark)) >= 0]
+def _check_nrrd(start: bytes, path: Path, limits: Limits) -> None:
+    """Refuse a header without an end, one whose voxels are elsewhere, and packed voxels that are cut off."""
+    ends = [at + len(mark) for mark in (b"\n\n", b"\r\n\r\n") if (at := start.find(mark)) >= 0]
     if not ends:
         raise _damaged(path)
-    keys = {line.split(b":")[0].strip().lower().replace(b" ", b"") for line in start[: min(ends)].splitlines()}
-    if b"datafile" in keys:
+    fields: dict[bytes, bytes] = {}
+    for line in start[: min(ends)].splitlines():
+        key, _, value = line.partition(b":")
+        fields[key.strip().lower().replace(b" ", b"")] = value.strip().lower()
+    if b"datafile" in fields:
         raise DataError(f"{shown(path)}: is an NRRD header whose voxels are in another file; save it as one .nrrd")
+    if fields.get(b"encoding") not in {b"raw", b"gzip", b"gz"}:
+        raise DataError(f"{shown(path)}: has an encoding other than raw and gzip, which is not accepted; save it again")
+    if fields[b"encoding"] != b"raw":
+        _check_packed(path, min(ends), limits)
+
+
+def _check_packed(path: Path, start: int, limits: Limits) -> None:
+    """Refuse packed voxels that have no end, or that unpack to more than any volume that is allowed."""
+    unpacker, unpacked = zlib.decompressobj(wbits=31), 0
+    with _unpacked(path, limits) as file:
+        file.seek(start)
+        piece = file.read(_PIECE)
+        while piece and not unpacker.eof:
+            unpacked += len(unpacker.decompress(piece, _PIECE))
+            if unpacked > 8 * limits.voxels:
+                raise DataError(f"{shown(path)}: unpacks to more than imaging.limits.voxels allows")
+            piece = unpacker.unconsumed_tail or file.read(_PIECE)
+    if not unpacker.eof:
+        raise _damaged(path)
 
 
 def _check_nifti(start: bytes, path: Path, limits: Limits) -> None:
@@ -105,7 +127,7 @@ def _reader_name(path: Path, limits: Limits) -> str:
     with _unpacked(path, limits) as file:
         start = file.read(_HEAD)
     if start[:4] == b"NRRD":
-        _check_nrrd(start, path)
+        _check_nrrd(start, path, limits)
         return "NrrdImageIO"
     if start[344:348] == b"n+1\0" or start[4:12] == b"n+2\0\r\n\x1a\n":
         _check_nifti(start, path, limits)
