@@ -212,9 +212,16 @@ def test_volume_files_with_other_contents_are_refused(tmp_path):
     big = bytearray(content)
     big[40:56] = struct.pack("<8h", 3, 30000, 30000, 30000, 1, 1, 1, 1)
     refuse("imaging.limits.voxels", big)
+    for at in (76 + 4, 256, 280 + 40):  # ITK would not come back from a direction that is not finite
+        odd = bytearray(content)
+        odd[at : at + 4] = struct.pack("<f", -np.inf)
+        refuse("spacing, origin or direction cannot be", odd)
     pair = bytearray(content)
     pair[344:348] = b"ni1\0"
     refuse("voxels are in another file", pair)
+    colour = bytearray(content)
+    colour[70:74] = struct.pack("<2h", 128, 24)
+    refuse("holds colours", colour)
     refuse("neither NIfTI nor NRRD", b"\0" * 400)
     refuse("neither NIfTI nor NRRD", b"\0" * 20_000_000)  # a bomb: only its first bytes are unpacked
     values = sitk.GetArrayFromImage(image)

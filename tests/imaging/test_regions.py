@@ -18,6 +18,7 @@ from oncofed_client.imaging.series import Series, find_series
 from oncofed_client.imaging.settings import ImagingSettings, Limits, RegionRule, SeriesRule
 from oncofed_client.imaging.volume import read_volume
 from oncofed_shared.errors import DataError
+from oncofed_shared.strict import validate
 
 ALL = RegionRule(names=("*",))
 NONE = ImagingSettings()
@@ -262,6 +263,28 @@ def test_mask_files_are_read_on_their_image_and_not_beside_it(tmp_path, suffix):
     sitk.WriteImage(sitk.Cast(mask, sitk.sitkFloat32) / 4, str(path))
     with pytest.raises(DataError, match="whole numbers"):
         read()
+
+
+def test_masks_of_two_series_are_read_on_their_own(tmp_path):
+    folder = tmp_path / "p1"
+    folder.mkdir()
+    small, large = blank(), blank(size=(7, 8, 4))
+    for image, name in ((small, "t1"), (large, "flair")):
+        sitk.WriteImage(image + 1, str(folder / f"x_{name}.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image + 1, sitk.sitkUInt8), str(folder / f"x_{name}_seg.nii.gz"))
+    content = {
+        "patient": {"source": "folder"},
+        "series": {n: {"files": f"x_{n}.nii.gz", "kind": "MR"} for n in ("t1", "flair")},
+        "regions": {n: {"files": f"*_{n}_seg.nii.gz", "roles": n} for n in ("t1", "flair")},
+    }
+    config = validate(ImagingSettings, content, "site.toml: imaging")
+    inventory = find_series(tmp_path, config)
+    series = inventory.images("p1")
+    for name, image in (("t1", small), ("flair", large)):
+        volume = read_volume(series[name], config)
+        assert read_region(name, volume, series[name], inventory, config).GetSize() == image.GetSize()
+    with pytest.raises(DataError, match="no region that fits"):
+        read_region("flair", read_volume(series["t1"], config), series["t1"], inventory, config)
 
 
 def test_the_wrong_kind_of_series_is_said(dicom, tmp_path):

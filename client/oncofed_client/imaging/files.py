@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,8 +23,15 @@ __all__ = ["read_file"]
 
 _HEAD = 65536
 _PIECE = 2**20
+_FARTHEST = 1e6
+"""mm; no scanner is larger than a kilometre."""
 _FLOATS = {16: "f4", 64: "f8"}
 """NIfTI data type -> numpy's, for those that can hold what is not finite (nifti1.h, NIFTI_TYPE_*)."""
+_WHOLE = frozenset({2, 4, 8, 256, 512, 768, 1024, 1280})
+"""NIfTI data types of whole numbers."""
+_FIRST = ("8h", 40, "2h", 70, "f", 108, "8f", 76, "18f", 256)
+_SECOND = ("8q", 16, "2h", 12, "q", 168, "8d", 104, "18d", 352)
+"""Kind and position of sizes, data type and bits, start of the voxels, voxel sizes, and quaternion, offset and matrix."""
 sitk.ProcessObject.SetGlobalWarningDisplay(False)  # noqa: FBT003 - it has no name; warnings quote the file's content
 
 
@@ -56,6 +64,8 @@ def _check_nrrd(start: bytes, path: Path, limits: Limits) -> None:
         fields[key.strip().lower().replace(b" ", b"")] = value.strip().lower()
     if b"datafile" in fields:
         raise DataError(f"{shown(path)}: is an NRRD header whose voxels are in another file; save it as one .nrrd")
+    if any(re.search(rb"nan|inf", fields.get(key, b"")) for key in (b"spacings", b"spaceorigin", b"spacedirections")):
+        raise DataError(f"{shown(path)}: its spacing, origin or direction cannot be; save it again")
     if fields.get(b"encoding") not in {b"raw", b"gzip", b"gz"}:
         raise DataError(f"{shown(path)}: has an encoding other than raw and gzip, which is not accepted; save it again")
     if fields[b"encoding"] != b"raw":
@@ -78,30 +88,31 @@ def _check_packed(path: Path, start: int, limits: Limits) -> None:
 
 
 def _check_nifti(start: bytes, path: Path, limits: Limits) -> None:
-    """Refuse a file with fewer voxels than its header says, or with some that are not finite.
+    """Refuse a header that cannot be, and a file with fewer voxels than it says, or with some that are not finite.
 
-    ITK reads the absent ones, and those that are not finite, as 0. Positions are those of nifti1.h and nifti2.h.
+    ITK reads the absent ones, and those that are not finite, as 0, and does not come back from a direction that is not
+    finite. Positions are those of nifti1.h and nifti2.h.
     """
     second = start[4:12] == b"n+2\0\r\n\x1a\n"
     order = "<" if int.from_bytes(start[:4], "little") == (540 if second else 348) else ">"
+    layout = (
+        ("8q", 16, "2h", 12, "q", 168, "8d", 104, "18d", 352)
+        if second
+        else ("8h", 40, "2h", 70, "f", 108, "8f", 76, "18f", 256)
+    )
     try:
-        if second:
-            (kind, bits), shape = (
-                struct.unpack_from(order + "2h", start, 12),
-                struct.unpack_from(order + "8q", start, 16),
-            )
-            first = struct.unpack_from(order + "q", start, 168)[0]
-        else:
-            shape, (kind, bits) = (
-                struct.unpack_from(order + "8h", start, 40),
-                struct.unpack_from(order + "2h", start, 70),
-            )
-            first = int(struct.unpack_from(order + "f", start, 108)[0])
-    except (struct.error, ValueError, OverflowError):
+        shape, (kind, bits), (first,), scale, place = (
+            struct.unpack_from(order + what, start, at) for what, at in zip(layout[::2], layout[1::2], strict=True)
+        )
+    except struct.error:
         raise _damaged(path) from None
-    sizes = shape[1 : 1 + min(max(shape[0], 0), 7)]
+    if not np.isfinite([first, *scale, *place]).all() or np.abs([*scale, *place]).max() > _FARTHEST:
+        raise DataError(f"{shown(path)}: its spacing, origin or direction cannot be; save it again")
+    if kind not in _WHOLE | set(_FLOATS):
+        raise DataError(f"{shown(path)}: holds colours, bits or complex numbers; expected grey values")
+    sizes, first = shape[1 : 1 + max(shape[0], 0)], int(first)
     voxels = math.prod(sizes)
-    if not sizes or min(sizes) < 1 or bits < 8 or not 0 <= first <= _HEAD:
+    if not 1 <= shape[0] <= 7 or min(sizes) < 1 or bits < 8 or not 0 <= first <= _HEAD:
         raise _damaged(path)
     if voxels > limits.voxels:
         raise DataError(f"{shown(path)}: has more than {limits.voxels} voxels, the limit imaging.limits.voxels")
