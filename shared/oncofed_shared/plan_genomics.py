@@ -55,8 +55,8 @@ CONSEQUENCES: tuple[Consequence, ...] = get_args(Consequence)
 
 Gene = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")]
 Source = Annotated[str, Field(min_length=10)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
+MeanCount = Annotated[float, Field(ge=1e-6, le=1e12)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
 
 
 def _distinct(genes: tuple[str, ...]) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ class ReferenceSample(Frozen):
     """
 
     source: Source
-    counts: Annotated[dict[Gene, Positive], Field(min_length=1)]
+    counts: Annotated[dict[Gene, MeanCount], Field(min_length=1)]
 
 
 class ExpressionFeatures(Frozen):
@@ -188,7 +188,7 @@ class Severity(Frozen):
     """
 
     source: Source
-    terms: Annotated[dict[Consequence, NonNegative], Field(min_length=1)]
+    terms: Annotated[dict[Consequence, Weight], Field(min_length=1)]
 
 
 class Drivers(Frozen):
@@ -201,9 +201,9 @@ class Drivers(Frozen):
     """
 
     source: Source
-    oncogenes: dict[Gene, NonNegative] = Field(default_factory=dict)
-    suppressors: dict[Gene, NonNegative] = Field(default_factory=dict)
-    other: NonNegative = 0.0
+    oncogenes: dict[Gene, Weight] = Field(default_factory=dict)
+    suppressors: dict[Gene, Weight] = Field(default_factory=dict)
+    other: Weight = 0.0
 
     @field_validator("suppressors")
     @classmethod

@@ -47,7 +47,7 @@ def test_gives_every_line_whatever_the_packing_and_line_ends(lines, packed, end,
 
 def test_a_line_across_chunks_is_whole(tmp_path):
     long = "x" * 1_000_000
-    path = written(tmp_path, "\n".join(["a", long, "b", long, "c"]).encode())
+    path = written(tmp_path, f"a\n{long}\nb\n{long}\nc".encode())
     assert [t for _, t in read(path)] == ["a", long, "b", long, "c"]
 
 

@@ -33,7 +33,9 @@ def geometric_means(counts: NDArray[np.float64]) -> NDArray[np.float64]:
         (g,), NaN where a count is missing.
     """
     with np.errstate(divide="ignore"):
-        return np.asarray(np.exp(np.log(counts).mean(axis=0)))
+        # Sorted, so that the order of samples does not change the last bit.
+        ordered = np.ascontiguousarray(np.sort(np.log(counts), axis=0))
+        return np.asarray(np.exp(ordered.mean(axis=0)))
 
 
 def size_factors(counts: NDArray[np.float64], reference: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -181,6 +183,7 @@ def read_expression(site: SiteFiles, features: ExpressionFeatures) -> FeatureTab
             site,
             genes_in=files.genes_in,
             label=files.label,
+            column=files.column,
             wanted=read,
             known=known,
             read_all=files.values is None,

@@ -52,6 +52,7 @@ _NOT_SAMPLES = {
 _NOT_GENES = re.compile(r"__\w+|N_(unmapped|multimapping|noFeature|ambiguous)")
 """Rows beside the genes, in files of HTSeq and STAR."""
 _MOST_CELLS = 200_000_000
+_LARGEST = 1e15
 
 
 def _strict(cell: str) -> float:
@@ -145,9 +146,12 @@ class _Reading:
             raise fault(
                 self.path, "expected a number with a decimal point, found text", row=row, column=place
             ) from None
-        if np.isinf(values).any():
-            place = columns[int(np.flatnonzero(np.isinf(values))[0])] + 1
-            raise fault(self.path, "expected a finite number, found an infinite one", row=row, column=place)
+        beyond = np.abs(values) > _LARGEST
+        if beyond.any():
+            place = columns[int(np.flatnonzero(beyond)[0])] + 1
+            raise fault(
+                self.path, "expected a finite number, found an infinite or absurdly large one", row=row, column=place
+            )
         if self.negative is None and (values < 0).any():
             self.negative = row, columns[int(np.flatnonzero(values < 0)[0])] + 1
         if self.fractional is None:
@@ -208,6 +212,7 @@ def read_matrix(
     *,
     genes_in: str | None,
     label: str | None,
+    column: str | None = None,
     wanted: Collection[str] | None,
     known: Collection[str] = (),
     read_all: bool = False,
@@ -219,6 +224,7 @@ def read_matrix(
         site: names of genes and whose samples are.
         genes_in: `rows` or `columns`; without it, where more known genes are.
         label: column of the genes' names, where they are in rows; without it the first.
+        column: of a file of one sample, the column of its values; the sample is the file's name up to the first dot.
         wanted: approved symbols that are kept; None keeps all.
         known: names of genes by which the side is told, beside those of the site's table.
         read_all: also read genes that are not wanted, for `totals` and the first negative and fractional value.
@@ -232,8 +238,8 @@ def read_matrix(
         DataError: with file, row and column number; never a value, nor a name that may be a patient's.
     """
     reading = _Reading(path=path, site=site, wanted=wanted, read_all=read_all)
-    side = genes_in or ("rows" if label else _lies(path, site, known))
-    patients, totals, skipped = _down(reading, label) if side == "rows" else _across(reading)
+    side = genes_in or ("rows" if label or column else _lies(path, site, known))
+    patients, totals, skipped = _down(reading, label, column) if side == "rows" else _across(reading)
     if len(patients) * len(reading.kept) > _MOST_CELLS:
         raise fault(path, f"holds more than {_MOST_CELLS} values; name the genes in the study, or split the file")
     hidden = {*patients, *(site.links.patients or ())}
@@ -268,18 +274,28 @@ def _patient(reading: _Reading, sample: str, seen: Collection[str], *, row: int,
     return patient
 
 
-def _down(reading: _Reading, label: str | None) -> tuple[tuple[str, ...], NDArray[np.float64], int]:
+def _samples(reading: _Reading, header: Sequence[str], place: int, column: str | None) -> dict[int, str]:
+    """Names of samples by their places in a header."""
+    if column is None:
+        return {
+            i: name
+            for i, name in enumerate(header)
+            if i != place and re.sub(r"[ .]+", "_", name).casefold() not in _NOT_SAMPLES
+        }
+    return {header.index(column): reading.path.name.split(".")[0]}
+
+
+def _down(reading: _Reading, label: str | None, column: str | None) -> tuple[tuple[str, ...], NDArray[np.float64], int]:
     """Genes in rows. Returns patients, totals, and how many samples are nobody's."""
     rows = _rows(reading.path, reading.site)
     line, header = next(rows)
-    if label is not None and label not in header:
-        raise fault(reading.path, f"expected the column '{label}', named as label in site.toml", row=line)
+    for name, key in ((label, "label"), (column, "column")):
+        if name is not None and name not in header:
+            raise fault(reading.path, f"expected the column '{name}', named as {key} in site.toml", row=line)
     place = header.index(label) if label else 0
     patients: dict[str, int] = {}
     skipped = 0
-    for i, name in enumerate(header):
-        if i == place or re.sub(r"[ .]+", "_", name).casefold() in _NOT_SAMPLES:
-            continue
+    for i, name in _samples(reading, header, place, column).items():
         patient = _patient(reading, name, patients, row=line, column=i + 1)
         skipped += patient is None
         if patient is not None:

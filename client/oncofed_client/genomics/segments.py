@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ _GENE_COLUMNS = {
     "start": _COLUMNS["start"],
     "end": _COLUMNS["end"],
 }
+_LARGEST = 1000.0
 _MOST_SEGMENTS = 5_000_000
 
 
@@ -140,8 +140,10 @@ def _segment(path: Path, cells: Sequence[str], place: Mapping[str, int], row: in
     text = cells[place["mean"]]
     if text in _MISSING:
         return None
-    if not _NUMBER.fullmatch(text) or not math.isfinite(float(text)):
-        raise fault(path, "expected a log2 ratio, a finite number with a decimal point", row=row, column="seg.mean")
+    if not _NUMBER.fullmatch(text) or abs(float(text)) > _LARGEST:
+        raise fault(
+            path, "expected a log2 ratio, a number from -1000 to 1000 with a decimal point", row=row, column="seg.mean"
+        )
     where = chromosome(cells[place["chromosome"]])
     return Segment(chromosome=where, start=start, end=end, mean=float(text), row=row)
 

@@ -93,12 +93,23 @@ class ExpressionFiles(Frozen):
         values: what they hold; without it, what they look like.
         genes_in: where the genes are; without it, where known genes are found.
         label: column with the gene's name, where genes are in rows; without it, the first.
+        column: of files with one sample each, as the GDC's: the column that is read. The sample is the file's name up to the first
+            dot.
     """
 
     files: Files
     values: Literal["counts", "tpm", "zscores"] | None = None
     genes_in: Literal["rows", "columns"] | None = None
     label: Text | None = None
+    column: Text | None = None
+
+    @field_validator("column")
+    @classmethod
+    def _of_rows(cls, column: str | None, info: ValidationInfo) -> str | None:
+        if column is not None and info.data.get("genes_in") == "columns":
+            message = "is read where genes are in rows; remove it or genes_in"
+            raise ValueError(message)
+        return column
 
 
 class CopyNumberFiles(Frozen):
