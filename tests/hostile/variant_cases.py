@@ -50,7 +50,7 @@ def gzip_bomb_of_lines(folder: Path) -> None:
     """The same, as lines of a header, each short enough."""
     folder.mkdir()
     start = gzip.compress(CSQ.encode())
-    (folder / "a.vcf.gz").write_bytes(start + gzip.compress((b"##" + b"x" * 1021 + b"\n") * 2**16, 6) * 250)
+    (folder / "a.vcf.gz").write_bytes(start + gzip.compress((b"##" + b"x" * (2**20 - 3) + b"\n") * 64, 6) * 250)
 
 
 def zip_in_disguise(folder: Path) -> None:

@@ -269,9 +269,9 @@ def _transfer_syntax(path: Path) -> UID:
     try:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
+            return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None
-    return UID(str(stated)) if stated else ImplicitVRLittleEndian
 
 
 def _unreadable(path: Path) -> DataError:

@@ -85,7 +85,8 @@ def codestream_size(data: bytes) -> tuple[int, int] | None:
 def _check_kind(header: Header) -> str:
     """Refuse what is not one grey value per pixel, or is coded in a way that is not accepted; return the decoder's name."""
     file_meta = getattr(header.dataset, "file_meta", None)
-    syntax = uid.UID(str((file_meta or {}).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)))
+    with quiet():
+        syntax = uid.UID(str((file_meta or {}).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)))
     if syntax not in ACCEPTED:
         known = syntax.name if syntax.is_transfer_syntax else "unknown to this program"
         raise DataError(
