@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,7 +64,9 @@ def changed(dataset: Dataset, **tags) -> Dataset:
             if keyword in dataset:
                 delattr(dataset, keyword)
         else:
-            setattr(dataset, keyword, value)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # some are wrong on purpose
+                setattr(dataset, keyword, value)
     return dataset
 
 

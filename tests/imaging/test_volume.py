@@ -226,7 +226,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(dicom, tmp
     assert ("cannot be decoded" if syntax == RLELossless else "another size than Rows x Columns") in text
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), syntax=st.sampled_from(CODED))
 def test_damaged_codestreams_give_values_or_one_error(dicom, data, syntax):
     with tempfile.TemporaryDirectory() as folder:

@@ -96,8 +96,11 @@ def region_headers(header: Header, limits: Limits) -> dict[str, tuple[Header, He
     """Return ROI name -> its entry and its contours of an RTSTRUCT.
 
     Raises:
-        DataError: an ROI without number or name, two with one name, or two with one number.
+        DataError: no list of ROIs, an ROI without number or name, two with one name, or two with one number.
     """
+    for keyword in ("StructureSetROISequence", "ROIContourSequence"):
+        if keyword not in header.dataset:
+            raise header.missing(keyword)
     contours: dict[int, Header] = {}
     for item in header.items("ROIContourSequence", limits):
         if contours.setdefault(item.need_count("ReferencedROINumber", least=0), item) is not item:

@@ -34,9 +34,9 @@ from oncofed_shared.errors import DataError
 __all__ = ["Header", "looks_like_dicom", "open_regular", "quiet", "read_header", "shown", "tag_name"]
 
 _PREAMBLE = 132
+_UNDEFINED = 0xFFFFFFFF
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")
 """Groups 0008 and 0002: how a file begins that was written without a preamble."""
-
 _LARGEST = 1 << 28
 """Bytes of the largest element of a sound header; pixels may have more."""
 _MOST_READS = 2_000_000
@@ -91,6 +91,36 @@ def open_regular(path: Path, limits: Limits) -> Iterator[BinaryIO]:
         yield file
 
 
+class _Bounded:
+    """A file that never makes room for more than is left in it, and notices a value that was cut off.
+
+    It gives no more at once than `most` bytes, and not more often than a sound file needs. An element may say that it is four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone
+    may reach over the end.
+    """
+
+    _PIECES = frozenset({128, 8192})
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._file = file
+        self._most = most
+        self._reads = 0
+        self._size = os.fstat(file.fileno()).st_size
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read at most what is left.
+
+        Raises:
+            ValueError: more is asked than there is, and not to search; or more than a sound file needs.
+        """
+        left = self._size - self._file.tell()
+        self._reads += 1
+        if (0 < left < size and size not in self._PIECES) or size > self._most or self._reads > _MOST_READS:
+            message = "cut off, or too much"
+            raise ValueError(message)
+        return self._file.read(min(size, max(left, 0)))
+
+
 def looks_like_dicom(start: bytes) -> bool:
     """Whether a file's first 132 bytes are those of a DICOM file, also of one without a preamble."""
     if start[128:_PREAMBLE] == b"DICM":
@@ -129,10 +159,10 @@ class Header:
         """Refuse a sequence of very many items before pydicom makes a dataset of each."""
         tag = tag_for_keyword(keyword)
         element = None if tag is None or tag not in self.dataset else self.dataset.get_item(tag)
-        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+        if tag is None or not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
             return
         if (
-            len(element.value) > 8 * _MOST_ITEMS
+            len(element.value) > len(_ITEM) * _MOST_ITEMS
             and dictionary_VR(tag) == "SQ"
             and element.value.count(_ITEM) > _MOST_ITEMS
         ):
@@ -241,37 +271,23 @@ class Header:
         return many
 
 
-class _Bounded:
-    """A file that gives no more at once than it has and than is sound, and not more often than a sound file needs."""
-
-    __slots__ = ("_file", "_most", "_reads")
-
-    def __init__(self, file: BinaryIO, most: int) -> None:
-        self._file = file
-        self._most = min(most, os.fstat(file.fileno()).st_size)
-        self._reads = 0
-
-    def read(self, size: int = -1) -> bytes:
-        self._reads += 1
-        if size > self._most or self._reads > _MOST_READS:
-            raise EOFError
-        return self._file.read(size)
-
-    def seek(self, place: int, whence: int = 0) -> int:
-        return self._file.seek(place, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-
 def _transfer_syntax(path: Path) -> UID:
     """Transfer syntax of a file with a preamble; implicit little endian where none is stated."""
     try:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
             return UID(str(stated)) if stated else ImplicitVRLittleEndian
+            return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None
+
+
+def _last_is_cut(dataset: Dataset) -> bool:
+    """Whether the file ended right behind the start of its last element."""
+    element = dataset.get_item(list(dataset.keys())[-1])
+    if not isinstance(element, RawDataElement) or element.length == _UNDEFINED or element.value is None:
+        return False
+    return len(element.value) < element.length
 
 
 def _unreadable(path: Path) -> DataError:
@@ -308,6 +324,6 @@ def read_header(path: Path, limits: Limits, *, pixels: bool = False) -> Header:
                 dataset = pydicom.dcmread(_Bounded(file, most), stop_before_pixels=not pixels, force=bare)
         except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
             raise _unreadable(path) from None
-    if not len(dataset):
+    if not len(dataset) or _last_is_cut(dataset):
         raise _unreadable(path)
     return Header(dataset=dataset, path=path)

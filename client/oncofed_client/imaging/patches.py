@@ -74,7 +74,8 @@ def _resampled(
 
 def _moments(image: sitk.Image) -> tuple[float, float]:
     """Mean and standard deviation inside the body."""
-    inside = sitk.GetArrayViewFromImage(image)[sitk.GetArrayViewFromImage(body(image)) > 0].astype(np.float64)
+    whole = body(image)  # kept: a view does not keep its image alive
+    inside = sitk.GetArrayViewFromImage(image)[sitk.GetArrayViewFromImage(whole) > 0].astype(np.float64)
     deviation = float(inside.std()) if inside.size else 0.0
     if not deviation > 0:
         raise DataError("the image has one value throughout the body: nothing to scale by; check the series")

@@ -9,12 +9,11 @@ Nothing is guessed: what is missing is refused by its tag.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from pydicom.valuerep import DT
-
-from oncofed_client.imaging.headers import Header, quiet
+from oncofed_client.imaging.headers import Header
 from oncofed_client.imaging.settings import Limits
 
 __all__ = ["suv_factor", "suv_factors"]
@@ -25,6 +24,9 @@ _LEAST_DOSE = 1e5
 """Bq; a dose below is a hundredth of any that is given, so that one in MBq is noticed."""
 _HALF_LIVES = 10.0
 """More of them between injection and scan leave a thousandth of the dose: the times are wrong."""
+_MOMENT = re.compile(
+    r"(?P<hour>\d{10})((?P<minute>\d{2})((?P<second>\d{2})(?P<part>\.\d{1,6})?)?)?(?P<zone>[+-]\d{4})?"
+)
 _DAY = timedelta(days=1)
 
 
@@ -41,19 +43,22 @@ def _moment(header: Header, date: str, time: str, day: str | None = None) -> dat
 
 def _parsed(header: Header, keyword: str, text: str) -> datetime:
     """Read a DICOM date and time; the error names the tag, not the text."""
+    wrong = header.wrong(keyword, "is no date and time as DICOM writes them; export the series again")
+    match = _MOMENT.fullmatch(text)
+    if match is None:
+        raise wrong
     try:
-        with quiet():
-            moment = DT(text)
-        plain = datetime.combine(moment.date(), moment.time())
-        if moment.tzinfo is None:
+        clock = f"{match['minute'] or '00'}{match['second'] or '00'}{(match['part'] or '.0')[:7]}"
+        plain = datetime.strptime(match["hour"] + clock, "%Y%m%d%H%M%S.%f")  # noqa: DTZ007 - the zone follows
+        if match["zone"] is None:
             return plain
         offset = header.text("TimezoneOffsetFromUTC")
         if not offset:  # times of the series have no zone then: the clock on the wall is compared
             return plain
-        local = datetime.strptime(offset, "%z").tzinfo
-        return plain.replace(tzinfo=moment.tzinfo).astimezone(local).replace(tzinfo=None)
-    except (ValueError, TypeError, OverflowError, AttributeError):
-        raise header.wrong(keyword, "is no date and time as DICOM writes them; export the series again") from None
+        zone, local = (datetime.strptime(z, "%z").tzinfo for z in (match["zone"], offset))
+        return plain.replace(tzinfo=zone).astimezone(local).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise wrong from None
 
 
 def _reference(headers: Sequence[Header]) -> datetime:

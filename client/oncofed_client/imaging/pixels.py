@@ -1,7 +1,7 @@
 """Stored pixel values of a DICOM file, bounded before anything is decoded.
 
-Uncompressed and RLE data are decoded by pydicom, JPEG, JPEG-LS and JPEG 2000 by GDCM. What a codestream says of its own size
-is compared with the header first, because a decoder believes the codestream.
+Uncompressed and RLE data are decoded by pydicom, JPEG, JPEG-LS and JPEG 2000 by GDCM in a process of its own. What a
+codestream says of its own size is compared with the header first, because a decoder believes the codestream.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pydicom import uid
 from pydicom.encaps import generate_frames
 from pydicom.pixels.utils import iter_pixels
 
+from oncofed_client.imaging.decoding import FrameDecoder
 from oncofed_client.imaging.headers import Header, quiet, shown, tag_name
 from oncofed_client.imaging.settings import Limits
 from oncofed_shared.errors import DataError
@@ -33,8 +34,12 @@ _GDCM = (
     uid.JPEG2000,
 )
 _NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
-ACCEPTED: dict[str, str] = {**dict.fromkeys(_NATIVE, ""), uid.RLELossless: "pydicom", **dict.fromkeys(_GDCM, "gdcm")}
-"""Transfer syntax -> pydicom's name of the decoder; deflated data are refused, they can grow without bound."""
+ACCEPTED: dict[str, str] = {
+    **dict.fromkeys(_NATIVE, "plain"),
+    uid.RLELossless: "coded",
+    **dict.fromkeys(_GDCM, "apart"),
+}
+"""Transfer syntax -> how it is read; deflated data are refused, they can grow without bound."""
 
 _STANDALONE = frozenset({0x01, *range(0xD0, 0xDA)})
 _START_OF_FRAME = frozenset({*range(0xC0, 0xD0), 0xF7}) - {0xC4, 0xC8, 0xCC}
@@ -82,8 +87,8 @@ def codestream_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _check_kind(header: Header) -> str:
-    """Refuse what is not one grey value per pixel, or is coded in a way that is not accepted; return the decoder's name."""
+def _check_kind(header: Header) -> uid.UID:
+    """Refuse what is not one grey value per pixel, or is coded in a way that is not accepted; return the transfer syntax."""
     file_meta = getattr(header.dataset, "file_meta", None)
     with quiet():
         syntax = uid.UID(str((file_meta or {}).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)))
@@ -98,36 +103,45 @@ def _check_kind(header: Header) -> str:
         raise header.wrong("SamplesPerPixel", "is not 1: a colour image, not accepted; export the original series")
     if not header.text("PhotometricInterpretation").startswith("MONOCHROME"):
         raise header.wrong("PhotometricInterpretation", "is not MONOCHROME1 or MONOCHROME2, as expected")
-    return ACCEPTED[syntax]
-
-
-def _check_length(header: Header, size: tuple[int, int, int], decoder: str, limits: Limits) -> None:
-    """Compare what is there with what the header says, before decoding."""
-    frames, rows, columns = size
-    bits = header.need_count("BitsAllocated")
-    if bits not in {1, 8, 16, 32}:
+    if header.need_count("BitsAllocated") not in {1, 8, 16, 32}:
         raise header.wrong("BitsAllocated", "should be 1, 8, 16 or 32; export the file again")
-    data = header.dataset.get("PixelData")
-    if not isinstance(data, bytes):
+    if not isinstance(header.dataset.get("PixelData"), bytes):
         raise header.missing("PixelData")
-    expected = (frames * rows * columns * bits + 7) // 8
-    if not decoder:
-        if len(data) < expected:
-            raise header.wrong(
-                "PixelData", "is shorter than Rows x Columns x frames; the file is cut off, export it again"
-            )
-        return
-    one = rows * columns * bits // 8
+    return syntax
+
+
+def _check_length(header: Header, size: tuple[int, int, int]) -> None:
+    """Compare the length of uncompressed data with what the header says."""
+    bits = header.need_count("BitsAllocated")
+    if len(header.dataset.PixelData) < (size[0] * size[1] * size[2] * bits + 7) // 8:
+        raise header.wrong("PixelData", "is shorter than Rows x Columns x frames; the file is cut off, export it again")
+
+
+def _codestreams(header: Header, size: tuple[int, int, int], *, states_size: bool) -> Iterator[bytes]:
+    """Yield the codestream of each frame, whose size was compared with the header's before it is decoded."""
+    frames, rows, columns = size
+    one = rows * columns * header.need_count("BitsAllocated") // 8
     found = 0
-    for frame in islice(generate_frames(data, number_of_frames=frames), limits.items):
+    for frame in islice(generate_frames(header.dataset.PixelData, number_of_frames=frames), frames + 1):
         found += 1
-        stated = codestream_size(frame) if decoder == "gdcm" else (rows, columns)
-        if stated != (rows, columns):
+        if states_size and codestream_size(frame) != (rows, columns):
             raise header.wrong("PixelData", "is coded with another size than Rows x Columns; export it again")
         if len(frame) > 2 * one + 65536:
             raise header.wrong("PixelData", "is larger compressed than twice its size without; export it again")
+        yield frame
     if found != frames:
         raise header.wrong("PixelData", "holds another number of frames than NumberOfFrames; export it again")
+
+
+def _apart(header: Header, size: tuple[int, int, int], syntax: str, decoder: FrameDecoder) -> Iterator[NDArray[Any]]:
+    """Frames that are decoded in a process of its own."""
+    bits = header.need_count("BitsAllocated"), header.need_count("BitsStored")
+    signed = header.number("PixelRepresentation") == 1
+    for codestream in _codestreams(header, size, states_size=True):
+        values = decoder.decode(codestream, syntax=syntax, shape=size[1:], bits=bits, signed=signed)
+        if values is None:
+            raise header.wrong("PixelData", "cannot be decoded; the file is damaged, export it again")
+        yield values
 
 
 def _bits(header: Header, size: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
@@ -140,24 +154,37 @@ def _bits(header: Header, size: tuple[int, int, int]) -> Iterator[NDArray[Any]]:
         yield bits[start - 8 * first :][:pixels]
 
 
-def frames_of(header: Header, limits: Limits) -> Iterator[NDArray[Any]]:
+def _frames(header: Header, size: tuple[int, int, int], decoder: FrameDecoder) -> Iterator[NDArray[Any]]:
+    """Frames by the way that their transfer syntax needs."""
+    syntax = _check_kind(header)
+    if ACCEPTED[syntax] == "apart":
+        return _apart(header, size, syntax, decoder)
+    if ACCEPTED[syntax] == "coded":
+        for _ in _codestreams(header, size, states_size=False):
+            pass
+        return iter_pixels(header.dataset, raw=True, decoding_plugin="pydicom")
+    _check_length(header, size)
+    if header.need_count("BitsAllocated") == 1:
+        return _bits(header, size)
+    return iter_pixels(header.dataset, raw=True)
+
+
+def frames_of(header: Header, limits: Limits, decoder: FrameDecoder) -> Iterator[NDArray[Any]]:
     """Yield the stored values of each frame, (rows, columns), before any rescaling; one frame in memory at a time.
 
     Args:
         header: read with its pixels.
         limits: bounds.
+        decoder: for frames that are compressed.
 
     Raises:
         DataError: a transfer syntax or kind of pixel that is not accepted (by name), a size beyond the limit or that
             does not agree with the data, or data that cannot be decoded.
     """
     size = size_of(header, limits)
-    decoder = _check_kind(header)
     try:
         with quiet():
-            _check_length(header, size, decoder, limits)
-            single = not decoder and header.need_count("BitsAllocated") == 1
-            frames = _bits(header, size) if single else iter_pixels(header.dataset, raw=True, decoding_plugin=decoder)
+            frames = _frames(header, size, decoder)
         for _ in range(size[0]):
             with quiet():
                 frame = next(frames)

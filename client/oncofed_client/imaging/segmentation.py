@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from oncofed_client.imaging.contours import OFF, check_room, grid_matrix, mask_like
+from oncofed_client.imaging.decoding import FrameDecoder
 from oncofed_client.imaging.geometry import Slice, plane_of
 from oncofed_client.imaging.headers import Header, read_header
 from oncofed_client.imaging.pixels import frames_of, size_of
@@ -139,16 +140,19 @@ def read_segments(path: Path, image: sitk.Image, rule: RegionRule, limits: Limit
     columns, rows, depth = image.GetSize()
     check_room(header, len(chosen), image, limits)
     masks = {n: np.zeros((depth, rows, columns), dtype=np.uint8) for n in chosen}
-    for (plane, segment), frame in zip(_frames(header, limits), frames_of(header, limits), strict=True):
-        if segment is None and not is_map:
-            raise header.missing("SegmentIdentificationSequence")
-        for number in [n for n in chosen if is_map or n == segment]:
-            first, steps = _place(header, plane, image)
-            row, column = np.nonzero(_inside(frame, None if is_map else segment, number, least))
-            index = first + row[:, None] * steps[0] + column[:, None] * steps[1]
-            if np.any(index < 0) or np.any(index >= np.array(image.GetSize())):
-                raise header.wrong("ImagePositionPatient", "of a frame is outside the image; choose the right image")
-            masks[number][index[:, 2], index[:, 1], index[:, 0]] = 1
+    with FrameDecoder() as decoder:
+        for (plane, segment), frame in zip(_frames(header, limits), frames_of(header, limits, decoder), strict=True):
+            if segment is None and not is_map:
+                raise header.missing("SegmentIdentificationSequence")
+            for number in [n for n in chosen if is_map or n == segment]:
+                first, steps = _place(header, plane, image)
+                row, column = np.nonzero(_inside(frame, None if is_map else segment, number, least))
+                index = first + row[:, None] * steps[0] + column[:, None] * steps[1]
+                if np.any(index < 0) or np.any(index >= np.array(image.GetSize())):
+                    raise header.wrong(
+                        "ImagePositionPatient", "of a frame is outside the image; choose the right image"
+                    )
+                masks[number][index[:, 2], index[:, 1], index[:, 0]] = 1
     for values in masks.values():
         if not values.any():
             raise header.wrong("PixelData", "of a segment that was chosen is empty; choose another, or draw it")

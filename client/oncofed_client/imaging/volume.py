@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
+from oncofed_client.imaging.decoding import FrameDecoder
 from oncofed_client.imaging.files import read_file
 from oncofed_client.imaging.geometry import Slice, grid_of, plane_of
 from oncofed_client.imaging.headers import Header, read_header, shown
@@ -81,18 +82,15 @@ def _dicom(series: Series, limits: Limits, factors: Callable[[Sequence[Header]],
     headers = _headers(series, limits)
     grid = grid_of(_planes(headers, limits))
     scale = dict(zip((h.path for h in headers), factors(headers), strict=True))
-
-    def plane(one: Slice) -> NDArray[np.float64]:
-        header = read_header(one.path, limits, pixels=True)
-        slope, intercept = _rescale(header)
-        stored = next(iter(frames_of(header, limits)))
-        return np.asarray((stored.astype(np.float64) * slope + intercept) * scale[one.path], dtype=np.float64)
-
-    first = plane(grid.slices[0])  # before there is room for all: headers may promise a volume that has no pixels
-    values = _room(headers[0], (len(grid.slices), *first.shape))
-    values[0] = first
-    for place, one in enumerate(grid.slices[1:], start=1):
-        values[place] = plane(one)
+    values = np.empty(0, dtype=np.float32)
+    with FrameDecoder() as decoder:
+        for place, one in enumerate(grid.slices):
+            header = read_header(one.path, limits, pixels=True)
+            slope, intercept = _rescale(header)
+            (stored,) = frames_of(header, limits, decoder)
+            if place == 0:  # only now: headers may promise a volume for which there are no pixels
+                values = _room(header, (len(grid.slices), *one.shape))
+            values[place] = (stored.astype(np.float64) * slope + intercept) * scale[one.path]
     if not np.isfinite(values).all():
         raise headers[0].wrong("RescaleSlope", "makes values that are not finite; export the series again")
     return grid.image(values)
