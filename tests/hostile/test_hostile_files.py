@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE))
 
 from dicom_cases import DICOM, SLOW, VOLUMES  # noqa: E402 - lies beside this file
 from small_export import PERSON  # noqa: E402
+from variant_cases import VARIANTS  # noqa: E402
 
 Cases = Mapping[str, tuple[Callable[[Path], None], str]]
 ALLOWED_MB = 1000
@@ -56,6 +57,11 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return outcomes("volumes", VOLUMES, tmp_path_factory.mktemp("volumes"))
 
 
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    return outcomes("variants", VARIANTS, tmp_path_factory.mktemp("variants"))
+
+
 def judge(outcome: dict, expected: str) -> None:
     """One clear error, in bounds."""
     assert "raised" not in outcome, outcome
@@ -79,6 +85,11 @@ def test_dicom(dicom: dict[str, dict], name: str) -> None:
 @pytest.mark.parametrize("name", VOLUMES)
 def test_nifti_and_nrrd(volumes: dict[str, dict], name: str) -> None:
     judge(volumes[name], VOLUMES[name][1])
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_vcf_and_maf(variants: dict[str, dict], name: str) -> None:
+    judge(variants[name], VARIANTS[name][1])
 
 
 @pytest.mark.slow

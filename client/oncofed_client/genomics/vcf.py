@@ -27,6 +27,8 @@ _POSITION = re.compile(r"\d{1,10}", re.ASCII)
 _BASES = re.compile(r"[ACGTNRYSWKMBDHV]+", re.ASCII | re.IGNORECASE)
 _OTHER_ALLELE = re.compile(r"<[^<>,\t]{1,200}>|[\[\]ACGTNacgtn.:*<>\w-]{1,10000}", re.ASCII)
 _NO_ALLELE = {".", "*", "<*>", "<NON_REF>"}
+_MOST_ALLELES, _MOST_ANNOTATIONS = 1000, 50_000
+"""Of one record. More are no variant, and would cost time with the square of their number."""
 _GENOTYPE = re.compile(r"/|\|")
 
 
@@ -166,6 +168,8 @@ def _carriers(path: Path, header: _Header, rest: str, alleles: int, row: int) ->
 
 def _alleles(path: Path, cells: Sequence[str], row: int) -> tuple[int, str, list[str]]:
     """Position, reference and alternative alleles of a record."""
+    if cells[4].count(",") >= _MOST_ALLELES:
+        raise fault(path, f"expected at most {_MOST_ALLELES} alleles", row=row, column="ALT")
     position, ref, alts = cells[1], cells[3], cells[4].split(",")
     if not _POSITION.fullmatch(position):
         raise fault(path, "expected a position, a whole number of 0 or more", row=row, column="POS")
@@ -192,6 +196,9 @@ def _record(
     if written is None:
         reading.unannotated += len(alts)
         return
+    if written.count(",") >= _MOST_ANNOTATIONS:
+        message = f"expected at most {_MOST_ANNOTATIONS} annotations"
+        raise fault(path, message, row=row, column=f"INFO/{header.format.key}")
     annotations = header.format.of(written, ref, alts)
     if annotations is None:
         message = f"expected annotations with {header.format.width} fields, as the header says"

@@ -37,7 +37,6 @@ _PREAMBLE = 132
 _UNDEFINED = 0xFFFFFFFF
 _BARE_STARTS = (b"\x08\x00", b"\x02\x00")
 """Groups 0008 and 0002: how a file begins that was written without a preamble."""
-
 _LARGEST = 1 << 28
 """Bytes of the largest element of a sound header; pixels may have more."""
 _MOST_READS = 2_000_000
@@ -93,35 +92,31 @@ def open_regular(path: Path, limits: Limits) -> Iterator[BinaryIO]:
 
 
 class _Bounded:
-    """A file that gives no more at once than is left in it and than is sound, and not more often than a sound file needs.
+    """A file that never makes room for more than is left in it, and notices a value that was cut off.
 
-    An element may say that it is four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone
-    may reach over the end.
+    It gives no more at once than `most` bytes, and not more often than a sound file needs. An element may say that it is
+    four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone may reach over the end.
     """
 
-    __slots__ = ("_file", "_most", "_reads", "_size", "seek", "tell")
     _PIECES = frozenset({128, 8192})
 
     def __init__(self, file: BinaryIO, most: int) -> None:
         self._file = file
-        self._size = os.fstat(file.fileno()).st_size
-        self._most = min(most, self._size)
+        self._most = most
         self._reads = 0
+        self._size = os.fstat(file.fileno()).st_size
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         """Read at most what is left.
 
         Raises:
-            EOFError: more is asked, or more often, than a sound file needs.
-            ValueError: more is asked than there is, and not to search.
+            ValueError: more is asked than there is, and not to search; or more than a sound file needs.
         """
-        self._reads += 1
-        if self._reads > _MOST_READS or (size > self._most and size not in self._PIECES):
-            raise EOFError
         left = self._size - self._file.tell()
-        if 0 < left < size and size not in self._PIECES:
-            message = "cut off"
+        self._reads += 1
+        if (0 < left < size and size not in self._PIECES) or size > self._most or self._reads > _MOST_READS:
+            message = "cut off, or too much"
             raise ValueError(message)
         return self._file.read(min(size, max(left, 0)))
 
@@ -164,10 +159,10 @@ class Header:
         """Refuse a sequence of very many items before pydicom makes a dataset of each."""
         tag = tag_for_keyword(keyword)
         element = None if tag is None or tag not in self.dataset else self.dataset.get_item(tag)
-        if not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
+        if tag is None or not isinstance(element, RawDataElement) or not isinstance(element.value, bytes):
             return
         if (
-            len(element.value) > 8 * _MOST_ITEMS
+            len(element.value) > len(_ITEM) * _MOST_ITEMS
             and dictionary_VR(tag) == "SQ"
             and element.value.count(_ITEM) > _MOST_ITEMS
         ):
@@ -281,6 +276,7 @@ def _transfer_syntax(path: Path) -> UID:
     try:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
+            return UID(str(stated)) if stated else ImplicitVRLittleEndian
             return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None

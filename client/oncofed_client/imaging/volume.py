@@ -21,9 +21,6 @@ from oncofed_shared.errors import DataError
 
 __all__ = ["read_volume"]
 
-_HOUNSFIELD = frozenset({"", "HU", "US"})
-"""RescaleType of a CT in HU: absent, said, or unspecified, as some scanners write."""
-
 
 def _headers(series: Series, limits: Limits) -> list[Header]:
     """Headers of all files without pixels, checked to be of one series."""
@@ -39,8 +36,6 @@ def _headers(series: Series, limits: Limits) -> list[Header]:
             raise header.wrong("Modality", f"is not {series.kind}, as that of the series is")
         if burned_in(header):
             raise header.wrong("BurnedInAnnotation", "is YES: a name may stand in its pixels; the series is refused")
-        if series.kind == "CT" and header.text("RescaleType") not in _HOUNSFIELD:
-            raise header.wrong("RescaleType", "is not HU; export the series in Hounsfield units")
         if header.has("ModalityLUTSequence"):
             raise header.wrong("ModalityLUTSequence", "is not accepted; export the series with a rescale slope")
     return headers
@@ -87,19 +82,15 @@ def _dicom(series: Series, limits: Limits, factors: Callable[[Sequence[Header]],
     headers = _headers(series, limits)
     grid = grid_of(_planes(headers, limits))
     scale = dict(zip((h.path for h in headers), factors(headers), strict=True))
-
-    def plane(one: Slice, decoder: FrameDecoder) -> NDArray[np.float64]:
-        header = read_header(one.path, limits, pixels=True)
-        slope, intercept = _rescale(header)
-        (stored,) = frames_of(header, limits, decoder)
-        return np.asarray((stored.astype(np.float64) * slope + intercept) * scale[one.path], dtype=np.float64)
-
+    values = np.empty(0, dtype=np.float32)
     with FrameDecoder() as decoder:
-        first = plane(grid.slices[0], decoder)  # before there is room for all: headers may promise what has no pixels
-        values = _room(headers[0], (len(grid.slices), *first.shape))
-        values[0] = first
-        for place, one in enumerate(grid.slices[1:], start=1):
-            values[place] = plane(one, decoder)
+        for place, one in enumerate(grid.slices):
+            header = read_header(one.path, limits, pixels=True)
+            slope, intercept = _rescale(header)
+            (stored,) = frames_of(header, limits, decoder)
+            if place == 0:  # only now: headers may promise a volume for which there are no pixels
+                values = _room(header, (len(grid.slices), *one.shape))
+            values[place] = (stored.astype(np.float64) * slope + intercept) * scale[one.path]
     if not np.isfinite(values).all():
         raise headers[0].wrong("RescaleSlope", "makes values that are not finite; export the series again")
     return grid.image(values)
