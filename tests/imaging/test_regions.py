@@ -65,8 +65,6 @@ def test_the_four_real_regions_have_the_volume_of_another_rasterisation_and_of_t
     assert set(masks) == set(region_names(source, CT)) == {"Tumor_c40", "LN_c40", "Carina_c40", "Vertebra_c40"}
     origin, spacing = np.array(image.GetOrigin()), np.array(image.GetSpacing())
     voxel = float(np.prod(spacing))
-    y, x = np.mgrid[: image.GetHeight(), : image.GetWidth()]
-    grid = np.stack([x, y], axis=-1).reshape(-1, 2)
     for name, contours in contours_by_pydicom(folder / "rtstruct.dcm").items():
         mine = voxels(masks[name])
         other = np.zeros(mine.shape, dtype=bool)
@@ -74,8 +72,10 @@ def test_the_four_real_regions_have_the_volume_of_another_rasterisation_and_of_t
         for contour in contours:
             place = (contour - origin) / spacing
             level = round(place[0, 2])
-            inside = Polygon(place[:, :2]).contains_points(grid).reshape(y.shape)
-            other[level] ^= inside
+            low, high = np.floor(place.min(axis=0)).astype(int), np.ceil(place.max(axis=0)).astype(int) + 1
+            y, x = np.mgrid[low[1] : high[1], low[0] : high[0]]
+            inside = Polygon(place[:, :2]).contains_points(np.stack([x, y], axis=-1).reshape(-1, 2))
+            other[level, low[1] : high[1], low[0] : high[0]] ^= inside.reshape(y.shape)
             shoelace = contour[:, 0] @ np.roll(contour[:, 1], 1) - contour[:, 1] @ np.roll(contour[:, 0], 1)
             area += abs(shoelace) / 2
         assert abs(mine.sum() / other.sum() - 1) < 0.01, name
