@@ -94,8 +94,8 @@ def open_regular(path: Path, limits: Limits) -> Iterator[BinaryIO]:
 class _Bounded:
     """A file that never makes room for more than is left in it, and notices a value that was cut off.
 
-    It gives no more at once than `most` bytes, and not more often than a sound file needs. An element may say that it is four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone
-    may reach over the end.
+    It gives no more at once than `most` bytes, and not more often than a sound file needs. An element may say that it is
+    four gigabytes long. pydicom searches for delimiters in pieces of fixed size, which alone may reach over the end.
     """
 
     _PIECES = frozenset({128, 8192})
@@ -276,7 +276,6 @@ def _transfer_syntax(path: Path) -> UID:
     try:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
-            return UID(str(stated)) if stated else ImplicitVRLittleEndian
             return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None
