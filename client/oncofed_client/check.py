@@ -88,10 +88,8 @@ def _strangers(tables: Mapping[str, Table], raw: RawReport | None) -> list[str]:
         return []
     outside = len(raw.patients - people)
     if outside == len(raw.patients):
-        return [
-            "none of the patients with images is in a table; if the archive has numbers of its own, "
-            "give their table as imaging.patient.link"
-        ]
+        why = "if the archive has numbers of its own, give their table as imaging.patient.link"
+        return [f"none of the patients with images is in a table; {why}"]
     return [f"{outside} patients with images are in no table, and are left out"] if outside else []
 
 

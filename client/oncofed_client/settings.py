@@ -193,7 +193,7 @@ class SiteSettings(_Frozen):
     def _references(self) -> Self:
         problems = []
         if not self.tables and self.imaging is None and self.genomics is None:
-            problems.append("give at least one [tables.NAME], [imaging] or [genomics]")
+            problems.append("tables: is missing; give at least one [tables.NAME], [imaging] or [genomics]")
         if self.consent.table is not None and self.consent.table not in self.tables:
             problems.append(f"consent.table: no table has this name; there are {', '.join(self.tables)}")
         files: dict[str, str] = {}

@@ -75,7 +75,8 @@ def show_inventory(console: Console, found: Inventory) -> None:
         console.print(table)
     if found.raw is not None:
         _show_raw(console, found.raw)
-    console.print(Text(f"\n{found.patients} patients in all files together."))
+    where = "tables" if found.raw is None else "files"
+    console.print(Text(f"\n{found.patients} patients in all {where} together."))
     console.print(Text(f"Consent: {found.consent}."), soft_wrap=True)
     _list(console, "Problems", found.problems, "red")
     _list(console, "Warnings", found.warnings, "yellow")

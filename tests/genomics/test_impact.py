@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oncofed_client.genomics.expression import read_expression
 from oncofed_client.genomics.genes import GeneNames
 from oncofed_client.genomics.impact import mutation_impact, read_mutations
+from oncofed_client.genomics.inventory import summarise
 from oncofed_client.genomics.mutations import Mutation, Mutations
 from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.genomics.source import genomic_files, read_genomics
@@ -155,6 +156,19 @@ def test_a_site_from_its_files_to_the_columns_of_the_study(site, make_plan):
     np.testing.assert_array_equal(tables["cnv"].rows_of(["P1", "P3"]), [[-2, np.nan], [0, np.nan]])
     only = made.settings.model_copy(update={"expression": None, "copy_number": None})
     assert set(read_genomics(made.folder, only, plan)) == {"mutations"}
+
+
+def test_a_summary_without_a_study(site):
+    made = site({**FILES, "broken.maf": "a\tb\n"}, **SETTINGS)
+    found = {Path(s.file).name: s for s in summarise(made.folder, made.settings)}
+    assert set(found) == {"rna.tsv", "cna.txt", "m.maf", "broken.maf"}
+    counted = {name: (s.kind, s.holds, s.patients, s.genes) for name, s in found.items() if s.holds}
+    assert counted == {
+        "rna.tsv": ("expression", "counts", 2, 2),
+        "cna.txt": ("copy_number", "calls", 2, 1),
+        "m.maf": ("mutations", "2 mutations in known genes", 2, None),
+    }
+    assert "row 1: expected the header of a MAF" in found["broken.maf"].problems[0]
 
 
 def test_every_file_that_decides_is_named_for_the_cache(site):

@@ -62,6 +62,16 @@ def test_damage_that_ends_the_decoder_is_one_damaged_frame(codestreams):
     assert children() == before
 
 
+def test_a_file_in_the_working_folder_is_never_run(codestreams, tmp_path, monkeypatch):
+    found, values = codestreams
+    for name in ("numpy", "pydicom", "resource", "struct"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    with FrameDecoder() as decoder:
+        assert np.array_equal(decode(decoder, JPEG2000Lossless, found[JPEG2000Lossless]), values)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_frame_that_takes_too_long_is_damaged_and_the_next_is_read(codestreams):
     found, values = codestreams
     with FrameDecoder(seconds=0.0) as decoder:

@@ -18,6 +18,7 @@ from oncofed_client.imaging.series import Series, find_series
 from oncofed_client.imaging.settings import ImagingSettings, Limits, RegionRule, SeriesRule
 from oncofed_client.imaging.volume import read_volume
 from oncofed_shared.errors import DataError
+from oncofed_shared.strict import validate
 
 ALL = RegionRule(names=("*",))
 NONE = ImagingSettings()
@@ -64,8 +65,6 @@ def test_the_four_real_regions_have_the_volume_of_another_rasterisation_and_of_t
     assert set(masks) == set(region_names(source, CT)) == {"Tumor_c40", "LN_c40", "Carina_c40", "Vertebra_c40"}
     origin, spacing = np.array(image.GetOrigin()), np.array(image.GetSpacing())
     voxel = float(np.prod(spacing))
-    y, x = np.mgrid[: image.GetHeight(), : image.GetWidth()]
-    grid = np.stack([x, y], axis=-1).reshape(-1, 2)
     for name, contours in contours_by_pydicom(folder / "rtstruct.dcm").items():
         mine = voxels(masks[name])
         other = np.zeros(mine.shape, dtype=bool)
@@ -73,8 +72,10 @@ def test_the_four_real_regions_have_the_volume_of_another_rasterisation_and_of_t
         for contour in contours:
             place = (contour - origin) / spacing
             level = round(place[0, 2])
-            inside = Polygon(place[:, :2]).contains_points(grid).reshape(y.shape)
-            other[level] ^= inside
+            low, high = np.floor(place.min(axis=0)).astype(int), np.ceil(place.max(axis=0)).astype(int) + 1
+            y, x = np.mgrid[low[1] : high[1], low[0] : high[0]]
+            inside = Polygon(place[:, :2]).contains_points(np.stack([x, y], axis=-1).reshape(-1, 2))
+            other[level, low[1] : high[1], low[0] : high[0]] ^= inside.reshape(y.shape)
             shoelace = contour[:, 0] @ np.roll(contour[:, 1], 1) - contour[:, 1] @ np.roll(contour[:, 0], 1)
             area += abs(shoelace) / 2
         assert abs(mine.sum() / other.sum() - 1) < 0.01, name
@@ -262,6 +263,28 @@ def test_mask_files_are_read_on_their_image_and_not_beside_it(tmp_path, suffix):
     sitk.WriteImage(sitk.Cast(mask, sitk.sitkFloat32) / 4, str(path))
     with pytest.raises(DataError, match="whole numbers"):
         read()
+
+
+def test_masks_of_two_series_are_read_on_their_own(tmp_path):
+    folder = tmp_path / "p1"
+    folder.mkdir()
+    small, large = blank(), blank(size=(7, 8, 4))
+    for image, name in ((small, "t1"), (large, "flair")):
+        sitk.WriteImage(image + 1, str(folder / f"x_{name}.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image + 1, sitk.sitkUInt8), str(folder / f"x_{name}_seg.nii.gz"))
+    content = {
+        "patient": {"source": "folder"},
+        "series": {n: {"files": f"x_{n}.nii.gz", "kind": "MR"} for n in ("t1", "flair")},
+        "regions": {n: {"files": f"*_{n}_seg.nii.gz", "roles": n} for n in ("t1", "flair")},
+    }
+    config = validate(ImagingSettings, content, "site.toml: imaging")
+    inventory = find_series(tmp_path, config)
+    series = inventory.images("p1")
+    for name, image in (("t1", small), ("flair", large)):
+        volume = read_volume(series[name], config)
+        assert read_region(name, volume, series[name], inventory, config).GetSize() == image.GetSize()
+    with pytest.raises(DataError, match="no region that fits"):
+        read_region("flair", read_volume(series["t1"], config), series["t1"], inventory, config)
 
 
 def test_the_wrong_kind_of_series_is_said(dicom, tmp_path):

@@ -72,6 +72,27 @@ def test_two_series_of_one_role_are_a_problem_unless_the_larger_is_wanted(dicom,
     assert len(chosen.images("HOSPITAL-4711")["ct"].files) == 5
 
 
+def test_the_earliest_or_latest_of_a_patients_series_is_chosen_by_date_and_not_guessed(dicom, tmp_path):
+    def counts(choose):
+        found = find_series(tmp_path, settings_of(series={"ct": {"modality": "CT", "choose": choose}}))
+        return len(found.images("HOSPITAL-4711")["ct"].files), len(found.problems)
+
+    for uid, count, tags in (
+        ("1.5", 3, {"StudyDate": "20200101", "SeriesTime": "101112"}),
+        ("1.6", 2, {"SeriesDate": "20200101", "SeriesTime": "091112"}),
+        ("1.7", 5, {"SeriesDate": "20191231", "StudyDate": "20210101", "SeriesTime": "235959"}),
+    ):
+        dicom.save(tmp_path / uid, *dicom.series_of(count, SeriesInstanceUID=uid, **tags)[0])
+    assert counts("earliest") == (5, 0)
+    assert counts("latest") == (3, 0)
+    dicom.save(tmp_path / "1.8", *dicom.series_of(1, SeriesInstanceUID="1.8")[0])  # without a date
+    assert counts("latest")[1] == counts("only")[1] == 4
+    dicom.save(
+        tmp_path / "1.8", *dicom.series_of(1, SeriesInstanceUID="1.8", StudyDate="20200101", SeriesTime="101112")[0]
+    )
+    assert counts("latest")[1] == 4
+
+
 def test_rules_that_both_fit_and_shared_uids_and_burned_in_names_are_problems(dicom, tmp_path):
     dicom.save(tmp_path / "a", *dicom.series_of(2)[0])
     both = find_series(
@@ -247,6 +268,7 @@ def test_a_deflated_file_is_refused_by_name(dicom, tmp_path):
         ({"series": {"a": {}}}, "give rules"),
         ({"regions": {"a": {}}}, "give names"),
         ({"regions": {"a": {"names": "x", "fraction": 0.0}}}, "regions.a.fraction"),
+        ({"regions": {"a": {"files": "x", "roles": "t9"}}}, "there is no imaging.series.t9"),
         ({"folder": "../x"}, "must lie in the site's folder"),
         ({"folder": "/x"}, "must lie in the site's folder"),
         ({"patient": {"pattern": "(x)"}}, "group named patient"),

@@ -146,6 +146,7 @@ def test_two_of_three_slices_are_told_by_the_stated_distance(dicom, tmp_path):
         ({"BurnedInAnnotation": "YES"}, "(0028,0301) BurnedInAnnotation is YES"),
         ({"Modality": "MR"}, "(0008,0060) Modality"),
         ({"SeriesInstanceUID": "1.2.3.99"}, "(0020,000E) SeriesInstanceUID"),
+        ({"RescaleType": "MGML"}, "(0028,1054) RescaleType is not HU"),
         ({"ModalityLUTSequence": [Dataset()]}, "(0028,3000) ModalityLUTSequence is not accepted"),
         ({"Columns": 60000, "Rows": 60000}, "imaging.limits.voxels"),
     ],

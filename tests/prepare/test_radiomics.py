@@ -193,6 +193,12 @@ def test_settings_that_are_not_offered_are_refused_by_name(content: dict, expect
         parse_extraction(content)
 
 
+def test_a_file_that_chooses_nothing_measures_everything_that_a_volume_has() -> None:
+    image, mask = ball()
+    found = extract(image, mask, parse_extraction({"imageType": {"Original": {}}}))
+    assert {n.split("_")[0] for n in found} == set(CLASSES)
+
+
 @pytest.mark.parametrize("text", ["{[", "a: &a [*a, *a]\n", "\x00\x01", "- 1\n", "!!python/object:os.system {}\n"])
 def test_a_broken_settings_file_gives_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "radiomics.yaml"

@@ -20,7 +20,7 @@ from oncofed_client.prepare.feature_table import FeatureTable
 from oncofed_shared.errors import DataError
 from oncofed_shared.plan import ExpressionFeatures
 
-__all__ = ["as_features", "combined", "geometric_means", "read_expression", "size_factors"]
+__all__ = ["as_features", "combined", "geometric_means", "looks_like", "read_expression", "size_factors"]
 
 
 def geometric_means(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -101,8 +101,8 @@ def combined(matrices: Sequence[tuple[Path, Matrix]]) -> Matrix:
     )
 
 
-def _looks_like(matrix: Matrix) -> str | None:
-    """Counts are whole, TPM add up to a million, z-scores lie around 0; None for anything else."""
+def looks_like(matrix: Matrix) -> str | None:
+    """What a matrix seems to hold: counts are whole, TPM add up to a million, z-scores lie around 0; None for anything else."""
     if matrix.negative is not None:
         known = matrix.values[~np.isnan(matrix.values)]
         around = known.size > 0 and abs(known.mean()) < 0.5 and np.mean(np.abs(known) > 10) < 0.01
@@ -115,7 +115,7 @@ def _looks_like(matrix: Matrix) -> str | None:
 
 def _checked(path: Path, matrix: Matrix, declared: str | None, wanted: str) -> None:
     """See that a file holds what the study asks for."""
-    found = declared or _looks_like(matrix)
+    found = declared or looks_like(matrix)
     if found is None:
         message = (
             "cannot tell whether these are counts (whole), TPM (adding up to a million) or z-scores (around 0); set values "

@@ -6,22 +6,37 @@ that the patient's panels do not cover is missing (B-24).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from oncofed_client.genomics.genes import GeneNames
 from oncofed_client.genomics.inputs import SiteFiles
 from oncofed_client.genomics.lines import fault, plain_suffix
-from oncofed_client.genomics.maf import read_maf
+from oncofed_client.genomics.maf import MafReading, read_maf
 from oncofed_client.genomics.mutations import Mutation, Mutations
-from oncofed_client.genomics.settings import EXOME
-from oncofed_client.genomics.vcf import read_vcf
+from oncofed_client.genomics.settings import EXOME, MutationFiles
+from oncofed_client.genomics.vcf import VcfReading, read_vcf
 from oncofed_client.prepare.feature_table import FeatureTable
 from oncofed_shared.errors import DataError
 from oncofed_shared.plan import MutationFeatures
 
-__all__ = ["mutation_impact", "read_mutations"]
+__all__ = ["mutation_impact", "read_mutation_file", "read_mutations"]
+
+
+def read_mutation_file(
+    path: Path, site: SiteFiles, files: MutationFiles, wanted: Collection[str]
+) -> VcfReading | MafReading:
+    """Read one VCF or MAF.
+
+    Raises:
+        DataError: it is neither, or is malformed.
+    """
+    kind = files.format or plain_suffix(path).removeprefix(".")
+    if kind not in {"vcf", "maf"}:
+        raise fault(path, "expected a .vcf or a .maf; say under genomics.mutations.format which it is")
+    return (read_vcf if kind == "vcf" else read_maf)(path, site, files, wanted)
 
 
 def read_mutations(site: SiteFiles, features: MutationFeatures) -> Mutations:
@@ -44,10 +59,7 @@ def read_mutations(site: SiteFiles, features: MutationFeatures) -> Mutations:
     patients: dict[str, None] = dict.fromkeys((site.links.patients or {}).values())
     problems = list(site.problems)
     for path in site.paths(files.files):
-        kind = files.format or plain_suffix(path).removeprefix(".")
-        if kind not in {"vcf", "maf"}:
-            raise fault(path, "expected a .vcf or a .maf; say under genomics.mutations.format which it is")
-        reading = (read_vcf if kind == "vcf" else read_maf)(path, site, files, wanted)
+        reading = read_mutation_file(path, site, files, wanted)
         rows += reading.rows
         patients |= dict.fromkeys(reading.patients)
         problems += reading.problems(path)

@@ -47,7 +47,8 @@ class FrameDecoder:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            command = [sys.executable, "-m", "oncofed_client.imaging.decoding_process"]
+            # -P: a file in the working folder, which may be an export's, is never taken for a module.
+            command = [sys.executable, "-P", "-m", "oncofed_client.imaging.decoding_process"]
             pipe = subprocess.PIPE
             self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL)  # noqa: S603
         return self._process

@@ -138,7 +138,7 @@ def read_region(
         raise DataError(f"{where}: there is no imaging.regions.{name}; add it to the site's settings", code="no-region")
     found: list[sitk.Image] = []
     for source in inventory.regions_of(series):
-        if source.kind == "file" and name not in source.regions:
+        if source.kind == "file" and (name not in source.regions or (rule.roles and series.role not in rule.roles)):
             continue
         found += read_regions(source, image, rule, settings).values()
     if not found:

@@ -12,7 +12,7 @@ from typing import Literal
 from oncofed_client.imaging.headers import Header, looks_like_dicom, open_regular, read_header, shown, tag_name
 from oncofed_client.imaging.identifying import burned_in, identifying_tags
 from oncofed_client.imaging.rules import fits_file, role_of, source_text
-from oncofed_client.imaging.settings import ImagingSettings, PatientSource
+from oncofed_client.imaging.settings import ImagingSettings, PatientSource, SeriesRule
 from oncofed_client.imaging.walk import files_below
 from oncofed_client.tables import Problems, read_records
 from oncofed_shared.errors import DataError
@@ -38,6 +38,7 @@ class Series:
         files: sorted.
         regions: of a mask file, the names of the rules in `[imaging.regions]` that it fits.
         uid, frame: SeriesInstanceUID and FrameOfReferenceUID, empty for files without a DICOM header.
+        moment: date and time of the series, only to choose between series.
         references: SeriesInstanceUIDs of the images that outlines or segments were drawn on.
         problems: why it cannot be read.
     """
@@ -50,6 +51,7 @@ class Series:
     regions: tuple[str, ...] = ()
     uid: str = ""
     frame: str = ""
+    moment: str = ""
     references: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
@@ -155,6 +157,12 @@ def _references(header: Header, kind: str, settings: ImagingSettings) -> tuple[s
     return tuple(sorted({uid for item in found if (uid := item.text("SeriesInstanceUID"))}))
 
 
+def _moment(header: Header) -> str:
+    """Date and time of a series, in the order of time; empty where no date is written."""
+    date = header.text("SeriesDate") or header.text("StudyDate")
+    return date and f"{date} {header.text('SeriesTime')}"
+
+
 def _frame(header: Header, kind: str, settings: ImagingSettings) -> str:
     """FrameOfReferenceUID, which an RTSTRUCT keeps in a sequence."""
     item = header.item("ReferencedFrameOfReferenceSequence", settings.limits) if kind == "RTSTRUCT" else None
@@ -191,6 +199,7 @@ def _of_header(header: Header, text: str, settings: ImagingSettings) -> Series |
         files=(header.path,),
         uid=uid,
         frame=_frame(header, kind, settings),
+        moment=_moment(header),
         references=_references(header, kind, settings),
         problems=tuple(problems),
     )
@@ -284,6 +293,16 @@ def _shared_uids(series: Iterable[Series]) -> set[str]:
     return {uid for uid, patients in owners.items() if len(patients) > 1}
 
 
+def _winner(series: list[Series], places: list[int], rule: SeriesRule) -> int | None:
+    """Place of the one series that a rule prefers; None where it prefers none, or two alike."""
+    if rule.choose == "only" or (rule.choose != "largest" and not all(series[i].moment for i in places)):
+        return None
+    key = {i: len(series[i].files) if rule.choose == "largest" else series[i].moment for i in places}
+    best = min(key.values()) if rule.choose == "earliest" else max(key.values())
+    first = [i for i in places if key[i] == best]
+    return first[0] if len(first) == 1 else None
+
+
 def _choose(series: list[Series], settings: ImagingSettings) -> list[Series]:
     """Leave one series per patient and role, or say why there is not one."""
     rivals: dict[tuple[str, str], list[int]] = {}
@@ -292,18 +311,15 @@ def _choose(series: list[Series], settings: ImagingSettings) -> list[Series]:
             rivals.setdefault((one.patient, one.role), []).append(i)
     chosen = list(series)
     for (_, role), places in rivals.items():
-        if len(places) < 2:
-            continue
-        sizes = sorted((len(series[i].files) for i in places), reverse=True)
-        decided = settings.series[role].choose == "largest" and sizes[0] > sizes[1]
+        winner = _winner(series, places, settings.series[role]) if len(places) > 1 else places[0]
         for i in places:
-            if not decided:
+            if winner is None:
                 problem = (
-                    f"{shown(series[i].files[0])}: {len(places)} series of this patient fit imaging.series.{role}; "
-                    "make the rule narrower, or set choose = 'largest' (which needs one with more files than the others)"
+                    f"{shown(series[i].files[0])}: {len(places)} series of this patient fit imaging.series.{role}; make the "
+                    "rule narrower, or set choose = 'largest', 'earliest' or 'latest' (which must tell them apart)"
                 )
                 chosen[i] = replace(series[i], problems=(*series[i].problems, problem))
-            elif len(series[i].files) < sizes[0]:
+            elif i != winner:
                 chosen[i] = replace(series[i], role=None)
     return chosen
 

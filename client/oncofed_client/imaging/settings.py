@@ -114,7 +114,8 @@ class SeriesRule(Frozen):
         files: patterns of NIfTI or NRRD files; a pattern with `/` is of the path below the imaging folder, others of
             the name. Excludes the rules above.
         kind: what a NIfTI or NRRD file holds, which decides how a patch is scaled.
-        choose: what to do where a patient has several such series: refuse, or take the one with most files.
+        choose: what to do where a patient has several such series: refuse, or take the one with most files, or the earliest
+            or latest by SeriesDate (else StudyDate) and SeriesTime.
     """
 
     modality: Literal["CT", "MR", "PT"] | None = None
@@ -123,7 +124,7 @@ class SeriesRule(Frozen):
     header: dict[str, Pattern | Span] = Field(default={})
     files: tuple[Text, ...] = ()
     kind: Literal["CT", "MR", "PT"] | None = None
-    choose: Literal["only", "largest"] = "only"
+    choose: Literal["only", "largest", "earliest", "latest"] = "only"
 
     @model_validator(mode="before")
     @classmethod
@@ -159,6 +160,7 @@ class RegionRule(Frozen):
         files: patterns of NIfTI or NRRD mask files, as in a series' rule.
         label: the value in a mask file; without it everything above zero.
         fraction: the least part of a voxel, or probability, that counts as inside, for a fractional segmentation.
+        roles: the series on which the mask files were drawn; without it, all of the patient's.
         several: what to do where several of a patient's outlines fit: refuse, or take all of them as one.
     """
 
@@ -166,12 +168,13 @@ class RegionRule(Frozen):
     files: tuple[Text, ...] = ()
     label: Annotated[int, Field(ge=1)] | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] = 0.5
+    roles: tuple[Name, ...] = ()
     several: Literal["refuse", "union"] = "refuse"
 
     @model_validator(mode="before")
     @classmethod
     def _lists(cls, content: object) -> object:
-        return _as_tuples(content, "names", "files")
+        return _as_tuples(content, "names", "files", "roles")
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -215,6 +218,10 @@ class ImagingSettings(Frozen):
         path = PurePosixPath(self.folder)
         if path.is_absolute() or ".." in path.parts:
             problems.append("folder must lie in the site's folder and be written relative to it")
+        for name, rule in self.regions.items():
+            problems += [
+                f"regions.{name}.roles: there is no imaging.series.{r}" for r in rule.roles if r not in self.series
+            ]
         if self.patient.source == "PatientID":
             with_files = [f"series.{n}" for n, rule in self.series.items() if rule.files]
             if with_files:

@@ -112,6 +112,7 @@ def _sequencing(folder: Path, settings: SiteSettings) -> tuple[dict[str, int], l
     if files is None:
         return {}, []
     counts: dict[str, int] = {}
+    absent: list[str] = []
     try:
         site = open_files(folder, files)
         for kind in ("expression", "copy_number", "mutations"):
@@ -119,9 +120,12 @@ def _sequencing(folder: Path, settings: SiteSettings) -> tuple[dict[str, int], l
             if part is not None:
                 paths = site.paths(part.files)
                 counts[kind.replace("_", " ")] = sum(path.is_file() for path in paths)
+                absent += [
+                    f"{path}: is not there; correct genomics.{kind}.files" for path in paths if not path.is_file()
+                ]
     except DataError as error:
-        return counts, list(error.problems)
-    return counts, list(site.problems)
+        return counts, [*absent, *error.problems]
+    return counts, [*absent, *site.problems]
 
 
 def raw_report(folder: Path, settings: SiteSettings) -> RawReport | None:

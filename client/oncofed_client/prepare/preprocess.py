@@ -74,7 +74,8 @@ class _Run:
             if m.extraction is not None
         }
         self.index: dict[str, Any] = cache.read_index()
-        self.sequenced: dict[str, Any] = self.index.get("sequencing", {})
+        self.people = sorted(map(cache.key.pseudonym, self.allowed))
+        self.sequenced = _of_people(self.index.get("sequencing", {}), self.people)
         self.contents = Contents(folder, cache.key, self.index.get("contents", {}))
         self.expected: dict[str, dict[str, str]] = {name: {} for name in self.modalities}
         self.failures: list[Failure] = []
@@ -113,8 +114,7 @@ class _Run:
         return report
 
     def _stamp(self) -> str | None:
-        people = sorted(map(self.cache.key.pseudonym, self.allowed))
-        facts = (self.settings.model_dump_json(), *sorted(self.recipes.values()), *people)
+        facts = (self.settings.model_dump_json(), *sorted(self.recipes.values()), *self.people)
         return folder_stamp(self.folder, self.cache.key, *facts)
 
     def _nothing_new(self, stamp: str | None) -> Report | None:
@@ -196,10 +196,9 @@ class _Run:
     def _known(self, name: str, inputs: str) -> bool:
         """Whether all patients of a modality's sequencing files are in the cache; takes them over if so."""
         last = self.sequenced.get(self.recipes[name], {})
-        people = set(map(self.cache.key.pseudonym, self.allowed))
-        if last.get("inputs") != inputs or not people <= set(last["people"]):
+        if last.get("inputs") != inputs or last["people"] != self.people:
             return False
-        entries = {p: own for p, own in last["entries"].items() if p in people}
+        entries: dict[str, str] = last["entries"]
         if not all(self.cache.is_whole(p, self.recipes[name], own) for p, own in entries.items()):
             return False
         self.expected[name] = entries
@@ -223,8 +222,11 @@ class _Run:
                     self.cache.put(patient, self.recipes[name], inputs, entry)
                 self.expected[name][self.cache.key.pseudonym(patient)] = inputs
         self.notes += without_names(result.problems, self.folder, case.files(), result.patients)
-        people = sorted(map(self.cache.key.pseudonym, self.allowed))
-        self.sequenced[self.recipes[name]] = {"inputs": case.inputs, "people": people, "entries": self.expected[name]}
+        self.sequenced[self.recipes[name]] = {
+            "inputs": case.inputs,
+            "people": self.people,
+            "entries": self.expected[name],
+        }
         self.cache.write_index(self.index | {"sequencing": self.sequenced})
 
     def _fail(self, case: Case | GenomicsCase, problems: tuple[str, ...], files: tuple[Path, ...]) -> None:
@@ -259,6 +261,19 @@ class _Run:
                 "notes": report.notes,
             }
         self.cache.write_index(self.index)
+
+
+def _of_people(sequenced: dict[str, Any], people: list[str]) -> dict[str, Any]:
+    """What is known of sequencing files, without those who may no longer enter."""
+    kept = set(people)
+    return {
+        made: {
+            "inputs": known["inputs"],
+            "people": sorted(kept & set(known["people"])),
+            "entries": {p: own for p, own in known["entries"].items() if p in kept},
+        }
+        for made, known in sequenced.items()
+    }
 
 
 def preprocess(

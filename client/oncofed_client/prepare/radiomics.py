@@ -105,6 +105,10 @@ def parse_extraction(source: Path | Mapping[str, Any], sha256: str = "") -> Extr
     """
     where = str(source) if isinstance(source, Path) else "radiomics settings"
     extractor = _extractor_of(source, where)
+    classes = dict(extractor.enabledFeatures)
+    if set(classes) == set(extractor.featureClassNames) and not any(classes.values()):
+        # Nothing was chosen, so pyradiomics takes all; the shapes of single slices give nothing in a volume.
+        classes.pop("shape2D")
     problems = [
         f"{where}: imageType.{name}: expected one of {', '.join(_IMAGE_TYPES)}"
         for name in extractor.enabledImagetypes
@@ -112,7 +116,7 @@ def parse_extraction(source: Path | Mapping[str, Any], sha256: str = "") -> Extr
     ]
     problems += [
         f"{where}: featureClass.{name}: expected one of {', '.join(_CLASSES)}"
-        for name in extractor.enabledFeatures
+        for name in classes
         if name not in _CLASSES
     ]
     defaults = RadiomicsFeatureExtractor._getDefaultSettings()  # noqa: SLF001 - it has no public name
@@ -123,7 +127,7 @@ def parse_extraction(source: Path | Mapping[str, Any], sha256: str = "") -> Extr
     content = {
         "setting": own,
         "imageType": {k: v or {} for k, v in extractor.enabledImagetypes.items()},
-        "featureClass": extractor.enabledFeatures,
+        "featureClass": classes,
     }
     return Extraction(sha256=sha256, content=json.dumps(content, sort_keys=True, allow_nan=False))
 
