@@ -14,12 +14,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 import doors  # noqa: E402 - lie beside this file
+from fuzz_seeds import dicom_seeds, variant_seeds  # noqa: E402
 from small_export import PERSON, write_export  # noqa: E402
 from variant_cases import COLUMNS, CSQ, RECORD  # noqa: E402
 
 from oncofed_client.genomics.impact import read_mutations  # noqa: E402
 from oncofed_client.genomics.inputs import open_files  # noqa: E402
 from oncofed_client.genomics.settings import GenomicsSettings  # noqa: E402
+from oncofed_client.imaging.series import find_series  # noqa: E402
 from oncofed_shared.strict import validate  # noqa: E402
 
 Damage = tuple[float, float, bytes]
@@ -90,3 +92,21 @@ def test_the_order_of_records_means_nothing(rows: list[tuple[int, str, str]], or
             tables.append(read_mutations(files, doors.MUTATIONS).rows)
     assert tables[0] == tables[1]
     assert len(tables[0]) == len({row for row in rows if row[1] != "EGFR"})
+
+
+@pytest.mark.parametrize("name", variant_seeds())
+def test_what_the_fuzzer_starts_from_is_sound(name: str, tmp_path: Path) -> None:
+    content = variant_seeds()[name]
+    (tmp_path / f"a.{('vcf', 'maf', 'vcf.gz')[content[0]]}").write_bytes(content[1:])
+    messages = doors.variants(tmp_path)
+    assert all("left out" in m or "no annotation" in m for m in messages), messages
+
+
+def test_every_file_that_the_fuzzer_starts_from_is_of_a_series(tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    for name, content in dicom_seeds(tmp_path / "made").items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.dcm").write_bytes(content)
+        found = find_series(tmp_path / name, doors.IMAGING)
+        assert len(found.series) == 1
+        assert found.problems == ()

@@ -12,20 +12,21 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from fuzz_seeds import write_seeds  # noqa: E402 - lies beside this file
+from fuzz_seeds import write_seeds, write_words  # noqa: E402 - lies beside this file
 
 INPUTS = 100_000
-OPTIONS = ("-seed=1", "-max_len=8192", "-rss_limit_mb=2048", "-timeout=60", "-print_final_stats=1")
+OPTIONS = ("-seed=1", "-max_len=8192", "-rss_limit_mb=2048", "-timeout=60", "-len_control=0", "-print_final_stats=1")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("door", ["dicom", "variants"])
 def test_fuzzing(door: str, tmp_path: Path) -> None:
     write_seeds(door, tmp_path / "corpus")
+    write_words(door, tmp_path / "words")
     (tmp_path / "here").mkdir()
     command = [sys.executable, str(HERE / "fuzz_door.py"), door, str(tmp_path / "corpus")]
     made = subprocess.run(
-        [*command, *OPTIONS, f"-runs={INPUTS}", f"-artifact_prefix={tmp_path}/found-"],
+        [*command, *OPTIONS, f"-runs={INPUTS}", f"-dict={tmp_path}/words", f"-artifact_prefix={tmp_path}/found-"],
         cwd=tmp_path / "here",
         capture_output=True,
         check=False,
