@@ -75,13 +75,13 @@ def test_a_wrong_table_is_refused(tmp_path, text, expected):
 def test_names_of_genes_are_shown_and_names_of_patients_are_not(site):
     names = site({}).names
     unmapped = Unmapped()
-    for label in ["FOO1", "SHARED", "PAT-7", "12-03-1980"]:
+    for label in ["FOO1", "SHARED", "PAT-7", "12-03-1980", "xPAT-7x"]:
         unmapped.add(label, names)
     (line,) = unmapped.lines(Path("f"), 10, {"PAT-7"})
     assert line.endswith(
-        "4 names of genes could not be mapped, 1 of them because several genes share the name: FOO1, SHARED"
+        "5 names of genes could not be mapped, 1 of them because several genes share the name: FOO1, SHARED"
     )
-    (line,) = unmapped.lines(Path("f"), 3)
+    (line,) = unmapped.lines(Path("f"), 4)
     assert "FOO1" not in line
     assert "is genomics.aliases the right table?" in line
 

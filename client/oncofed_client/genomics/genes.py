@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from oncofed_client.genomics.lines import fault, text_rows
@@ -160,7 +161,8 @@ class Unmapped:
             path: the file.
             mapped: how many labels were mapped. Names are shown only where most were: a table that lies on its side has
                 patients where genes should be.
-            hidden: ids of samples and patients, never shown.
+            hidden: ids of samples and patients, never shown. An id that stands nowhere else in the file cannot be told from a
+                name of a gene.
         """
         if not self.labels:
             return ()
@@ -169,6 +171,11 @@ class Unmapped:
         text += f", {ambiguous} of them because several genes share the name" if ambiguous else ""
         if mapped < len(self.labels):
             return (f"{text}, more than were; is genomics.aliases the right table?",)
-        shown = sorted(label for label in self.labels if _SYMBOL.fullmatch(label) and label not in hidden)
+        # An id may also be glued to a name; very short ids stand in many names by chance.
+        ids = [i for i in hidden if len(i) > 3]
+        safe = (
+            x for x in sorted(self.labels) if _SYMBOL.fullmatch(x) and x not in hidden and not any(i in x for i in ids)
+        )
+        shown = list(islice(safe, _SHOWN + 1))
         more = ", ..." if len(shown) > _SHOWN else ""
         return (f"{text}: {', '.join(shown[:_SHOWN])}{more}" if shown else text,)
