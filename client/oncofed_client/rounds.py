@@ -52,11 +52,12 @@ def _drift(correction: Tensor) -> Term:
     return lambda _: correction
 
 
-def _terms(plan: Plan, whole: Layout, shared: NDArray[np.bool_], parameters: Arrays, shift: Flat) -> list[Term]:
+def _terms(plan: Plan, whole: Layout, shared: NDArray[np.bool_] | slice, parameters: Arrays, shift: Flat) -> list[Term]:
     rule = plan.strategy
     dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
     if rule.name == "fedprox" and rule.mu:
-        anchor, strength = whole.flatten(parameters), np.where(shared, rule.mu, 0.0)
+        anchor, strength = whole.flatten(parameters), np.zeros(whole.size)
+        strength[shared] = rule.mu
         return [_proximal(torch.from_numpy(anchor).to(dtype), torch.from_numpy(strength).to(dtype))]
     if rule.name == "scaffold":
         correction = np.zeros(whole.size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -89,6 +90,11 @@ class Session:
     layout: Layout
     local: Arrays
     cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
+
+    @cached_property
+    def label(self) -> str:
+        """The trial in words, for keys of batches and dropout."""
+        return str(self.trial)
 
     def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
         """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
@@ -321,7 +327,7 @@ class Site:
             layout=session.layout,
             control=request.control,
             kept=kept,
-            key=f"{head.trial}|{self.name}|{request.round}",
+            key=f"{session.label}|{self.name}|{request.round}",
             update=self.private.begin(plan, request) if private else local_update,
         )
         if plan.strategy.site_memory:

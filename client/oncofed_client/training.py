@@ -95,6 +95,8 @@ def optimiser_step(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
             adam.step()
 
         return moment
+    if not training.momentum:
+        return lambda gradient: _descend(weights, gradient, training.rate)
     velocity = torch.zeros_like(weights)
 
     def descend(gradient: Tensor) -> None:
@@ -103,6 +105,10 @@ def optimiser_step(plan: Plan, weights: Tensor) -> Callable[[Tensor], None]:
         weights.sub_(velocity, alpha=training.rate)
 
     return descend
+
+
+def _descend(weights: Tensor, gradient: Tensor, rate: float) -> None:
+    weights.sub_(gradient, alpha=rate)
 
 
 _STRENGTHS: WeakKeyDictionary[FusionNetwork, tuple[str, Tensor, Tensor]] = WeakKeyDictionary()
@@ -164,6 +170,7 @@ def local_update(
         network.train()
     leaves = list(network.named.values())
     step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
+    penalised = bool(plan.training.weight_decay or plan.training.deep_decay or plan.training.l1)
     first_loss = None
     with seeded_dropout(plan, f"dropout|{key}"):
         for batch in _batches(plan, data, key):
@@ -171,7 +178,9 @@ def local_update(
             gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)
             if first_loss is None:
                 first_loss = float(mean.detach()) * patients
-            gradient = torch.cat([g.flatten() for g in gradients]) + decay * weights + l1 * weights.sign()
+            gradient = torch.cat([g.flatten() for g in gradients])
+            if penalised:
+                gradient = gradient + decay * weights + l1 * weights.sign()
             for term in terms:
                 gradient += term(weights)
             step(gradient)

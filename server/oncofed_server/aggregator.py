@@ -280,17 +280,7 @@ class Aggregator:
             case Tick(now=now):
                 return self._overdue(now) if now >= self.state.deadline else []
             case Received(now=now, reply=reply, cost=cost):
-                self._charge(cost)
-                return self._receive(reply, now)
-
-    def _charge(self, cost: Cost) -> None:
-        state = self.state
-        training = state.phase is Phase.TRAIN
-        self.state = replace(
-            state,
-            cost=state.cost + cost,
-            round_cost=state.round_cost + cost if training else Cost(),
-        )
+                return self._receive(reply, cost, now)
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
@@ -377,12 +367,20 @@ class Aggregator:
 
     # -- answers --------------------------------------------------------------------------------------------------------------
 
-    def _receive(self, reply: Reply, now: float) -> list[Outgoing]:
+    def _receive(self, reply: Reply, cost: Cost, now: float) -> list[Outgoing]:
         state, head = self.state, reply.head
+        training = state.phase is Phase.TRAIN
+        # One replacement for all that a reply changes: with many small sites it is what a reply costs.
+        new: dict[str, Any] = {
+            "cost": state.cost + cost,
+            "round_cost": state.round_cost + cost if training else Cost(),
+        }
         late = head.session != self.session or head.step != state.step or head.attempt > state.attempt
         if late or reply.site not in state.pending:
+            self.state = replace(state, **new)
             return []
         if isinstance(reply, Refusal):
+            self.state = replace(state, **new)
             if reply.code in FATAL_CODES:
                 return self._fail(
                     f"{reply.site}: {reply.code}: its update is not finite or beyond training.range; "
@@ -390,13 +388,19 @@ class Aggregator:
                 )
             return self._drop(reply.site, reply.code, now)
         try:
-            self._absorb(reply)
+            new |= self._absorbed(reply)
         except RemoteProtocolError as error:
+            self.state = replace(state, **new)
             return self._drop(reply.site, str(error), now)
-        self.state = replace(self.state, pending=self.state.pending - {reply.site})
+        self.state = replace(state, **new, pending=state.pending - {reply.site})
         return [] if self.state.pending else self._advance(now)
 
-    def _absorb(self, reply: Reply) -> None:
+    def _absorbed(self, reply: Reply) -> dict[str, Any]:
+        """What an answer changes of the state.
+
+        Raises:
+            RemoteProtocolError: it is not what was asked for.
+        """
         state = self.state
         match state.phase, reply:
             case Phase.DESCRIBE, Description():
@@ -405,33 +409,33 @@ class Aggregator:
                 wanted = set() if self.private else set(PARTS)
                 if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
                     raise RemoteProtocolError("its numbers of patients are not those of the parts")
-                self.state = replace(state, descriptions={**state.descriptions, reply.site: reply})
+                return {"descriptions": {**state.descriptions, reply.site: reply}}
             case Phase.SUMMARISE, Summary():
                 check_sums(self.plan, state.columns, reply.sums)
-                self.state = replace(state, sums={**state.sums, reply.site: reply.sums})
+                return {"sums": {**state.sums, reply.site: reply.sums}}
             case Phase.OPEN, Ready():
-                pass
+                return {}
             case Phase.TRAIN, Update():
-                self._add(reply)
+                return self._added(reply)
             case Phase.VALIDATE, Tables():
                 before, vector = state.validation.get(state.round), self._counts(reply)
                 summed = vector if before is None else before + vector
-                self.state = replace(state, validation={**state.validation, state.round: summed})
+                return {"validation": {**state.validation, state.round: summed}}
             case Phase.TEST, Tables():
-                self.state = replace(state, tables={**state.tables, reply.site: self._counts(reply)})
+                return {"tables": {**state.tables, reply.site: self._counts(reply)}}
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
 
-    def _add(self, reply: Update) -> None:
+    def _added(self, reply: Update) -> dict[str, Any]:
         state, size = self.state, self.layout.size
         if len(reply.vector) != size + STRATEGIES[self.plan.strategy.name].facts.extra + 2:
             raise RemoteProtocolError("its update has another length than the model")
-        tally = state.tally.add(reply.site, None, 0.0)
+        change, patients = None, 0.0
         if self.plan.privacy.noise in SINGLE_UPDATES:
             own = decode(reply.vector)
-            tally = state.tally.add(reply.site, own[:size], own[-2] / COUNT_SCALE)
+            change, patients = own[:size], own[-2] / COUNT_SCALE
         total = reply.vector if state.total is None else state.total + reply.vector
-        self.state = replace(state, total=total, tally=tally)
+        return {"total": total, "tally": state.tally.add(reply.site, change, patients)}
 
     def _counts(self, reply: Tables) -> NDArray[np.float64]:
         size = vector_size(self.plan, subgroups=self.state.phase is Phase.TEST)

@@ -9,14 +9,21 @@ import torch
 
 __all__ = ["one_thread"]
 
+_STRICT = 2
+"""torch's number for "error"."""
+
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Compute as every machine of one CPU capability does; what was set before is set again at the end."""
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    if threads == 1 and mode == _STRICT:
+        # Inside another one: nothing to set, and nothing to set back.
+        yield
+        return
     torch.set_num_threads(1)
     # The same switch as use_deterministic_algorithms, which would import torch's compiler: seconds.
-    torch.set_deterministic_debug_mode("error")
+    torch.set_deterministic_debug_mode(_STRICT)
     try:
         yield
     finally:

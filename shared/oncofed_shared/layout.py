@@ -55,8 +55,10 @@ class Layout:
         """Where each parameter but the last ends."""
         return list(accumulate(self.sizes))[:-1]
 
-    def places(self, whole: Layout) -> NDArray[np.bool_]:
-        """Which coordinates of a larger layout belong to this one, (whole.size,)."""
+    def places(self, whole: Layout) -> NDArray[np.bool_] | slice:
+        """Which coordinates of a larger layout belong to this one, (whole.size,); a slice when all do."""
+        if len(self.shapes) == len(whole.shapes):
+            return slice(None)
         return np.repeat(np.array([n in self.shapes for n in whole.shapes], dtype=bool), whole.sizes)
 
     def arrays(self, flat: NDArray[np.float64], dtype: str) -> Arrays:

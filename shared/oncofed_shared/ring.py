@@ -21,12 +21,12 @@ RING_LIMIT = 2.0 ** (63 - FRACTION_BITS) / 2
 """Largest magnitude that a sum may reach: half of what a signed 64-bit integer holds."""
 
 
-def encode(values: NDArray[np.float64], bound: float) -> NDArray[np.uint64]:
+def encode(values: NDArray[np.float64], bound: float | NDArray[np.float64]) -> NDArray[np.uint64]:
     """Round to the nearest ring step.
 
     Args:
         values: (d,) floats.
-        bound: largest magnitude allowed.
+        bound: largest magnitude allowed; one for all, or (d,).
 
     Guarantees:
         - |decode(encode(x)) - x| <= STEP / 2 for every coordinate.
@@ -35,13 +35,14 @@ def encode(values: NDArray[np.float64], bound: float) -> NDArray[np.uint64]:
     Raises:
         DataError: a value is out of range. The message does not contain it.
     """
-    bound = min(bound, RING_LIMIT)
+    bound = np.minimum(bound, RING_LIMIT)
     # The comparison is written so that NaN fails it too.
-    if not np.all(np.abs(values) <= bound):
-        count = int(np.size(values) - np.count_nonzero(np.abs(values) <= bound))
+    within = np.abs(values) <= bound
+    if not within.all():
+        count = int(np.size(values) - np.count_nonzero(within))
         raise DataError(
             f"{count} of {np.size(values)} values of an update are not finite or beyond the plan's "
-            f"training.range ({bound:g}); lower the learning rate or raise the range",
+            f"training.range ({np.min(bound):g}); lower the learning rate or raise the range",
             code="out-of-range",
         )
     scaled = np.rint(np.asarray(values, dtype=np.float64) * 2.0**FRACTION_BITS)
@@ -59,8 +60,10 @@ def encode_update(total: NDArray[np.float64], *, bound: float, max_sites: int) -
     Raises:
         DataError: a value is out of range. The message does not contain it.
     """
-    counts = encode(total[-2:] * COUNT_SCALE, RING_LIMIT / max_sites)
-    return np.concatenate([encode(total[:-2], bound), counts])
+    vector, bounds = total.copy(), np.full(len(total), bound)
+    vector[-2:] *= COUNT_SCALE
+    bounds[-2:] = RING_LIMIT / max_sites
+    return encode(vector, bounds)
 
 
 def decode(total: NDArray[np.uint64]) -> NDArray[np.float64]:

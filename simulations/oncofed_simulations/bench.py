@@ -22,6 +22,7 @@ from oncofed_shared.plan import load
 from oncofed_simulations.bare import Workload
 from oncofed_simulations.bench_crowd import crowd_memory, crowd_round
 from oncofed_simulations.bench_measure import MEBIBYTE, Measure
+from oncofed_simulations.bench_prepare import preprocessing
 from oncofed_simulations.bench_private import private_step
 
 __all__ = ["BENCHMARKS", "Measure", "Timed", "demo", "loopback_overhead", "main"]
@@ -99,6 +100,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "crowd": crowd_round,
     "memory": crowd_memory,
     "private": private_step,
+    "preprocessing": preprocessing,
 }
 
 

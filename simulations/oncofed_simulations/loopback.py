@@ -9,13 +9,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Cost, Received, Start, Tick
+from oncofed_server.aggregator import Aggregator, Cost, Outgoing, Received, Start, Tick
 from oncofed_shared.errors import LocalProtocolError
-from oncofed_shared.messages import from_bytes, to_bytes
+from oncofed_shared.messages import Request, from_bytes, to_bytes
 
 __all__ = ["FakeClock", "Tap", "drive"]
+
+UNDER_WAY = 1 << 18
+"""Bytes of replies that may be under way: sites answer one after another until there are so many, then the aggregator reads them.
+With small models that is many sites; a processor that stays with one kind of work does it in two thirds of the time."""
 
 Tap = Callable[[str, str, bytes], None]
 
@@ -46,7 +51,7 @@ def drive(
         after_step: called after every event, for progress, snapshots and interruption.
     """
     queue = deque(aggregator.step(Start(now=clock.now)))
-    request, sent, read = None, b"", None
+    wire = _Wire(sites=sites, tap=tap)
     while not aggregator.finished:
         if not queue:
             # Nothing is under way: only time can bring the run forward.
@@ -55,16 +60,43 @@ def drive(
             if not queue and not aggregator.finished:
                 raise LocalProtocolError("the run waits for nobody and does not end")
             continue
-        outgoing = queue.popleft()
-        if outgoing.request is not request:
-            # All sites get the same object in a step, so it is serialised and parsed once; its arrays are read-only.
-            request, sent = outgoing.request, to_bytes(outgoing.request)
-            read = from_bytes(sent)
-        tap("down", outgoing.site, sent)
-        started = time.perf_counter()
-        reply = to_bytes(sites[outgoing.site].handle(read))  # type: ignore[arg-type]
-        tap("up", outgoing.site, reply)
-        cost = Cost(bytes_up=len(reply), bytes_down=len(sent), seconds=time.perf_counter() - started)
-        queue.extend(aggregator.step(Received(now=clock.now, reply=from_bytes(reply), cost=cost)))  # type: ignore[arg-type]
-        if after_step is not None:
-            after_step(aggregator)
+        for content, cost in wire.replies(queue):
+            queue.extend(aggregator.step(Received(now=clock.now, reply=from_bytes(content), cost=cost)))  # type: ignore[arg-type]
+            if after_step is not None:
+                after_step(aggregator)
+            if aggregator.finished:
+                break
+
+
+@dataclass(kw_only=True)
+class _Wire:
+    """Carries requests to sites and their replies back.
+
+    Attributes:
+        request, sent, read: the last request, as it was serialised, and as it was parsed.
+    """
+
+    sites: Mapping[str, Site]
+    tap: Tap
+    request: Request | None = None
+    sent: bytes = b""
+    read: Any = None
+
+    def replies(self, queue: deque[Outgoing]) -> list[tuple[bytes, Cost]]:
+        """Let the first sites of the queue answer, as many as may be under way at once."""
+        found: list[tuple[bytes, Cost]] = []
+        size = 0
+        while queue and size < UNDER_WAY:
+            outgoing = queue.popleft()
+            if outgoing.request is not self.request:
+                # All sites get the same object in a step, so it is serialised and parsed once; its arrays are read-only.
+                self.request, self.sent = outgoing.request, to_bytes(outgoing.request)
+                self.read = from_bytes(self.sent)
+            self.tap("down", outgoing.site, self.sent)
+            started = time.perf_counter()
+            reply = to_bytes(self.sites[outgoing.site].handle(self.read))
+            self.tap("up", outgoing.site, reply)
+            size += len(reply)
+            cost = Cost(bytes_up=len(reply), bytes_down=len(self.sent), seconds=time.perf_counter() - started)
+            found.append((reply, cost))
+        return found

@@ -262,6 +262,8 @@ def _read_one(path: Path, root: Path, settings: ImagingSettings, patients: _Pati
         header = read_header(path, settings.limits)
         series = _of_header(header, "", settings)
         if series is None:
+            if not header.text("Modality") and not header.has("DirectoryRecordSequence"):
+                raise header.missing("Modality")
             gathering.others += 1
             return
         gathering.identifying.update(identifying_tags(header))

@@ -154,6 +154,6 @@ def raw_report(folder: Path, settings: SiteSettings) -> RawReport | None:
         identifying=found.identifying,
         burned_in=found.burned_in,
         others=found.others,
-        problems=_short([*found.problems, *unread, *wrong]),
+        problems=_short([*wrong, *found.problems, *unread]),
         notes=tuple(notes),
     )

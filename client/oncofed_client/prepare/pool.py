@@ -9,10 +9,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Generic, TypeVar
@@ -72,7 +74,7 @@ def _guarded(work: Callable[[T], R], case: T) -> Outcome[T, R]:
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["oncofed_client.prepare.pool", "oncofed_client.prepare.radiomics"])
+    context.set_forkserver_preload(["oncofed_client.prepare.pool", "oncofed_client.prepare.cases"])
     return ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_start)
 
 
@@ -81,7 +83,7 @@ def outcomes(cases: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[
 
     Args:
         cases: picklable; taken one by one, when a process is about to be free.
-        work: a function at a module's top level.
+        work: a function at the top level of a module, not of the script that was started.
         jobs: processes.
 
     Guarantees:
@@ -116,10 +118,28 @@ def outcomes(cases: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextmanager
+def _without_script() -> Iterator[None]:
+    """Keep a new process from running the script that started this one: it would import all of that once more.
+
+    multiprocessing has no setting for it and asks these two names of the main module.
+    """
+    script = sys.modules["__main__"]
+    before = {name: getattr(script, name, None) for name in ("__spec__", "__file__")}
+    try:
+        for name in before:
+            setattr(script, name, None)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(script, name, value)
+
+
 def _submitted(pool: ProcessPoolExecutor, work: Callable[[T], R], case: T) -> Future[Outcome[T, R]]:
     """Give a case to the pool; where that is already broken, a future that says so."""
     try:
-        return pool.submit(_guarded, work, case)
+        with _without_script():
+            return pool.submit(_guarded, work, case)
     except BrokenProcessPool as error:
         failed: Future[Outcome[T, R]] = Future()
         failed.set_exception(error)
