@@ -223,6 +223,16 @@ def wrong_kinds(folder: Path) -> None:
     raw_text(folder / "ct1", b"\x20\x00\x37\x00DS", b"1\\0\\0 ")
 
 
+def a_kind_of_value_that_nobody_knows(folder: Path) -> None:
+    """Found by fuzzing: pydicom raises while it hands out an element that it was not asked to convert."""
+    write_export(folder)
+    content = (folder / "region").read_bytes()
+    place = content.index(b"\x06\x30\x42\x00CS")
+    (length,) = struct.unpack_from("<H", content, place + 6)
+    empty = b"\x06\x30\x42\x00C\x00\x00\x00" + struct.pack("<HH2sH", 0x3006, 0x0043, b"LO", length - 8)
+    (folder / "region").write_bytes(content[:place] + empty + content[place + 16 :])
+
+
 def segments_far_outside(folder: Path) -> None:
     write_export(folder, segments=True)
     data = pydicom.dcmread(folder / "region")
@@ -262,6 +272,7 @@ DICOM: dict[str, tuple[Callable[[Path], None], str]] = {
     "deep_folders": (deep_folders, "imaging.limits.depth"),
     "unknown_encodings": (unknown_encodings, ""),
     "wrong_kinds": (wrong_kinds, "Rows"),
+    "a_kind_of_value_that_nobody_knows": (a_kind_of_value_that_nobody_knows, "ContourGeometricType"),
     "segments_far_outside": (segments_far_outside, "ImagePositionPatient"),
     "a_large_private_element": (a_large_private_element, "ct1"),
 }

@@ -148,10 +148,12 @@ class Header:
         return DataError(f"{shown(self.path)}: {tag_name(keyword)} {message}")
 
     def _value(self, keyword: str) -> object:
-        self._refuse_crowd(keyword)
         try:
             with quiet():
+                self._refuse_crowd(keyword)
                 return self.dataset.get(keyword)
+        except DataError:
+            raise
         except Exception:  # noqa: BLE001 - pydicom converts when asked, and raises whatever the conversion raises
             raise self.wrong(keyword, "cannot be read as its kind of value; export the file again") from None
 
@@ -277,7 +279,6 @@ def _transfer_syntax(path: Path) -> UID:
         with quiet():
             stated = read_file_meta_info(path).get("TransferSyntaxUID")
             return UID(str(stated)) if stated else ImplicitVRLittleEndian
-            return UID(str(stated)) if stated else ImplicitVRLittleEndian
     except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
         raise _unreadable(path) from None
 
@@ -322,8 +323,9 @@ def read_header(path: Path, limits: Limits, *, pixels: bool = False) -> Header:
             with quiet():
                 most = max(_LARGEST, 4 * limits.voxels if pixels else 0)
                 dataset = pydicom.dcmread(_Bounded(file, most), stop_before_pixels=not pixels, force=bare)
+                whole = len(dataset) > 0 and not _last_is_cut(dataset)
         except Exception:  # noqa: BLE001 - pydicom raises whatever the broken bytes lead to
             raise _unreadable(path) from None
-    if not len(dataset) or _last_is_cut(dataset):
+    if not whole:
         raise _unreadable(path)
     return Header(dataset=dataset, path=path)
