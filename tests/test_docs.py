@@ -48,6 +48,7 @@ STUDY = {
     "`[evaluation.reference.NAME]`": plan.Reference,
     "`[privacy]`, none": plan.NoPrivacy,
     "`[privacy]`, at the site": plan.SitePrivacy,
+    "`[privacy]`, consortium": plan.ConsortiumPrivacy,
     "`[simulation]`": plan.Simulation,
     "`[simulation.cohort]`": CohortSettings,
 }
@@ -135,7 +136,7 @@ KINDS = sorted(REQUESTS | set(messages.Reply.__args__), key=lambda k: k.__name__
 
 def test_the_table_of_messages_has_every_message_and_no_other():
     documented = [row[0].strip("`") for row in table(sections("protocol-messages.md")["Messages"])]
-    assert sorted(documented) == sorted([*(k.__name__ for k in KINDS), "Head", "Trial"])
+    assert sorted(documented) == sorted([*(k.__name__ for k in KINDS), "Head", "Trial", "Formation"])
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
@@ -146,7 +147,7 @@ def test_a_message_is_documented_with_its_direction_and_fields(kind):
     assert re.findall(r"`(\w+)`", fields) == [f.name for f in dataclasses.fields(kind) if f.name != "head"]
 
 
-@pytest.mark.parametrize("part", [messages.Head, messages.Trial])
+@pytest.mark.parametrize("part", [messages.Head, messages.Trial, messages.Formation])
 def test_what_every_message_carries_is_documented(part):
     rows = {row[0].strip("`"): row for row in table(sections("protocol-messages.md")["Messages"])}
     assert re.findall(r"`(\w+)`", rows[part.__name__][1]) == [f.name for f in dataclasses.fields(part)]

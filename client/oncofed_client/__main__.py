@@ -38,7 +38,7 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
-State = Annotated[
+OwnState = Annotated[
     Path | None,
     typer.Option(
         "--state", metavar="DIR", help="The site's own state, with its key and what is prepared; DIR.state without it."
@@ -66,7 +66,7 @@ def check(
         Path | None,
         typer.Option("--study", metavar="STUDY", help="A study; without one, an inventory."),
     ] = None,
-    state: State = None,
+    state: OwnState = None,
 ) -> None:
     """Say what a folder holds and, with a study, whether that can run here."""
     console = Console(highlight=False)
@@ -87,7 +87,7 @@ def preprocess(
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Cases at a time; without it, one per processor.")
     ] = None,
-    state: State = None,
+    state: OwnState = None,
     show_files: Annotated[
         bool, typer.Option("--show-files", help="Name the files of cases that failed; a name may say who it is.")
     ] = False,
@@ -111,6 +111,60 @@ def preprocess(
             watch=watch,
         )
     show_report(console, report, with_files=show_files)
+
+
+State = Annotated[Path, typer.Argument(metavar="DIR", help="The site's state folder, with its ledger and identity.")]
+
+
+@app.command()
+def ledger(
+    state: State,
+    study: Annotated[
+        Path | None, typer.Option("--study", metavar="STUDY", help="Say what this study would take.")
+    ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site", metavar="FOLDER", help="Folder whose site.toml has the policy; without it, the last one used."
+        ),
+    ] = None,
+) -> None:
+    """Say how much of its patients' privacy this site has spent, by study, and what is left."""
+    # The accountant takes a second to import, and the other commands need it not.
+    from oncofed_client.ledger_commands import report_on  # noqa: PLC0415
+    from oncofed_client.show_ledger import show_ledger, show_preview  # noqa: PLC0415
+
+    report, preview = report_on(state, plan=None if study is None else load(study), site=site)
+    console = Console(highlight=False)
+    show_ledger(console, report)
+    if preview is not None:
+        show_preview(console, preview)
+        raise typer.Exit(ExitCode.REFUSED if preview.objections else ExitCode.DONE)
+
+
+@app.command()
+def verify(
+    state: State,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            "--key", metavar="FILE", help="The site's public key as it was enrolled, in place of DIR/identity.pub."
+        ),
+    ] = None,
+    witness: Annotated[
+        list[Path] | None,
+        typer.Option("--witness", metavar="FILE", help="A head of this ledger that somebody else signed."),
+    ] = None,
+) -> None:
+    """Look for edited, removed, reordered or rolled-back entries in a site's ledger."""
+    from oncofed_client.ledger_commands import verify_state  # noqa: PLC0415 - see `ledger`
+
+    sound, problems = verify_state(state, key=key, witnesses=tuple(witness or ()))
+    if problems:
+        for line in problems:
+            typer.echo(line, err=True)
+        raise typer.Exit(ExitCode.PEER)
+    typer.echo(sound)
 
 
 def _settings(folder: Path, plan: Plan | None) -> SiteSettings:

@@ -14,6 +14,7 @@ import numpy as np
 from oncofed_client.advice import study_warnings, table_warnings
 from oncofed_client.cohort import assemble, cannot_run, nobody_consented
 from oncofed_client.consent import allowed_patients
+from oncofed_client.policy import policy_objections
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.inventory import RawReport, raw_report
 from oncofed_client.prepare.recipes import prepared_modalities
@@ -103,7 +104,7 @@ def _unprepared(tables: Mapping[str, Table], settings: SiteSettings, plan: Plan)
 
 
 def _verdict(
-    problems: Problems, refusal: PolicyRefusal | None, usable: int, minimum: int
+    problems: Problems, refusal: PolicyRefusal | None, usable: int, minimum: int, objections: tuple[str, ...]
 ) -> tuple[tuple[str, ...], ExitCode]:
     """Why it cannot run, and the exit code: wrong files come before a refusal."""
     reasons = []
@@ -114,6 +115,7 @@ def _verdict(
         reasons.append(str(refusal))
     elif usable < minimum and not problems:
         reasons.append(f"{usable} patients can take part; the site's policy asks for at least {minimum}")
+    reasons += objections
     if problems:
         return tuple(reasons), ExitCode.INPUT
     return tuple(reasons), ExitCode.REFUSED if reasons else ExitCode.DONE
@@ -150,7 +152,8 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
     if not broken:
         warnings += study_warnings(assembly, tasks, plan, settings)
     usable = int(np.count_nonzero(assembly.usable))
-    why_not, code = _verdict(problems, refusal, usable, settings.policy.minimum_cohort)
+    objections = policy_objections(plan, settings.policy)
+    why_not, code = _verdict(problems, refusal, usable, settings.policy.minimum_cohort, objections)
     return CheckReport(
         site=settings.site.name,
         study=plan.study.name,

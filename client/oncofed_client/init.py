@@ -76,6 +76,18 @@ _FOOTER = """
 [policy]
 # Fewest patients with whom this site takes part in a study.
 minimum_cohort = 10
+# How much one patient's privacy may be spent, in private studies: in one study, and in all of them together. What was spent, and
+# what is left, says `oncofed-site ledger`.
+epsilon_study = 4.0
+epsilon_total = 10.0
+delta_total = 1e-5
+# The same total if all other sites collude against this one. Studies that share their noise spend more of this one.
+# epsilon_alone = 30.0
+# Studies that share their noise: fewest sites, and how many of the others might collude.
+minimum_sites = 3
+maximum_colluders = 1
+# What may leave at all. Without "statistics", "tables" and "updates" only what carries noise does.
+release = ["statistics", "tables", "updates", "noised-sums"]
 """
 
 

@@ -6,18 +6,30 @@ Opacus and the accountant are imported where a private plan needs them: they tak
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from oncofed_client.randomness import Randomness
 from oncofed_client.rounds import LocalUpdate
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.layout import fingerprint
-from oncofed_shared.messages import Evaluate, Request, Summarise, Train, Update
+from oncofed_shared.messages import Evaluate, Request, Summarise, Train
 from oncofed_shared.network import FusionNetwork
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+
+if TYPE_CHECKING:
+    from oncofed_client.contributor import Contributor
 
 __all__ = ["PrivateTrainer", "guard"]
+
+Ring = NDArray[np.uint64]
+Trained = Callable[[LocalUpdate], Ring]
+"""Trains a round with the given local update."""
 
 
 def guard(plan: Plan, site: str, request: Request) -> None:
@@ -28,11 +40,14 @@ def guard(plan: Plan, site: str, request: Request) -> None:
         - No table over training patients: a site of the roster tabulates `validation` and `test` alone.
         - No table at all unless the plan says `release_tables`.
         - A site that is not in the roster does not train.
+        - Under noise of the consortium no update and no table leaves but as a masked share.
 
     Raises:
         PolicyRefusal: with the code that goes to the aggregator.
     """
     privacy = plan.privacy
+    if isinstance(privacy, ConsortiumPrivacy):
+        _only_shares(request)
     if not isinstance(privacy, SitePrivacy):
         return
     member = site in privacy.patients
@@ -49,11 +64,23 @@ def guard(plan: Plan, site: str, request: Request) -> None:
             return
 
 
+def _only_shares(request: Request) -> None:
+    match request:
+        case Summarise():
+            raise PolicyRefusal("a private plan has no statistics of patients", code="uncharged-statistics")
+        case Train():
+            raise PolicyRefusal("this plan's updates leave as masked shares alone", code="unmasked-update")
+        case Evaluate():
+            raise PolicyRefusal("this plan's tables leave as masked shares alone", code="uncharged-tables")
+        case _:
+            return
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
     session: str
     digest: str
-    update: Update
+    vector: Ring
 
 
 @dataclass(kw_only=True)
@@ -80,25 +107,46 @@ class PrivateTrainer:
             ConfigError: with the reason.
         """
         from oncofed_client.private_training import check_private  # noqa: PLC0415 - see the header
+        from oncofed_shared.consortium import ConsortiumMechanism  # noqa: PLC0415
         from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
 
-        if isinstance(plan.privacy, SitePrivacy) and self.site in plan.privacy.patients:
-            Mechanism.for_plan(plan, self.site)
-            check_private(plan, network, width=width)
+        privacy = plan.privacy
+        if isinstance(privacy, NoPrivacy) or self.site not in privacy.patients:
+            return
+        parameters = network.vector.numel()
+        if isinstance(privacy, SitePrivacy):
+            Mechanism.for_plan(plan, self.site).integers(parameters)
+        else:
+            ConsortiumMechanism.for_plan(plan, parameters=parameters)
+        check_private(plan, network, width=width)
 
-    def again(self, request: Train) -> Update | None:
-        """The answer of a round that was given already, if this is the same request once more."""
-        last = self._last
-        if last is None or (last.session, last.digest) != (request.head.session, _digest(request)):
-            return None
-        return replace(last.update, head=request.head)
+    def charged(self, plan: Plan, request: Train, train: Trained, *, contributor: Contributor) -> Ring:
+        """A round of a site with a ledger: charged, computed once, stored.
 
-    def begin(self, plan: Plan, request: Train) -> LocalUpdate:
-        """A round's noised training, to be run once.
+        Raises:
+            RemoteProtocolError: a round that the plan does not have, or that had another request.
+            PolicyRefusal: the plan has no steps left.
+        """
+        from oncofed_client.plan_charges import training_charge  # noqa: PLC0415 - see the header
+        from oncofed_client.private_training import private_update  # noqa: PLC0415
+        from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
+
+        _of_the_plan(plan, request)
+        mechanism = Mechanism.for_plan(plan, self.site)
+        return contributor.noised(
+            plan,
+            request,
+            charge=training_charge(mechanism, steps=plan.training.local_steps),
+            compute=lambda random: train(partial(private_update, mechanism=mechanism, random=random)),
+        )
+
+    def once(self, plan: Plan, request: Train, train: Trained) -> Ring:
+        """A round of a site without a ledger, which only a simulation has: computed once, remembered as long as this process.
 
         Guarantees:
             - A site answers at most the plan's rounds in a session, each at most once; what fails on the way is not drawn a
               second time.
+            - Asked again with the same request, the site gives the same ring elements.
 
         Raises:
             RemoteProtocolError: a round that the plan does not have, or one that is over.
@@ -107,25 +155,26 @@ class PrivateTrainer:
         from oncofed_client.private_training import private_update  # noqa: PLC0415 - see the header
         from oncofed_shared.privacy import Mechanism  # noqa: PLC0415
 
-        session = request.head.session
-        if not self.rounds.get(session, 0) < request.round <= plan.training.rounds:
-            raise RemoteProtocolError("this round is not the plan's, or was answered before", code="round-is-over")
+        session, last = request.head.session, self._last
+        if last is not None and (last.session, last.digest) == (session, _digest(request)):
+            return last.vector
+        _of_the_plan(plan, request)
+        if request.round <= self.rounds.get(session, 0):
+            raise RemoteProtocolError("this round was answered before", code="round-is-over")
         mechanism = Mechanism.for_plan(plan, self.site)
         self.rounds[session] = request.round
         if self.noise_seed is None:
             random = Randomness.from_os()
         else:
-            random = Randomness.repeatable(f"{self.noise_seed}|{request.head.trial}|{self.site}|{request.round}")
-        return partial(private_update, mechanism=mechanism, random=random)
+            random = Randomness.repeatable(f"{self.noise_seed}|{self.site}|{request.head.trial}|{request.round}")
+        vector = train(partial(private_update, mechanism=mechanism, random=random))
+        self._last = _Answer(session=session, digest=_digest(request), vector=vector)
+        return vector
 
-    def done(self, request: Train, update: Update) -> Update:
-        """Keep a round's answer.
 
-        Guarantees:
-            - Asked again with the same request, the site gives the same ring elements.
-        """
-        self._last = _Answer(session=request.head.session, digest=_digest(request), update=update)
-        return update
+def _of_the_plan(plan: Plan, request: Train) -> None:
+    if not 1 <= request.round <= plan.training.rounds:
+        raise RemoteProtocolError("this round is not the plan's", code="round-is-over")
 
 
 def _digest(request: Train) -> str:

@@ -1,126 +1,39 @@
 """One round of DP-SGD at a site: parameters in, a noised change out.
 
 Opacus gives the gradient of every patient (Yousefpour et al. 2021) and validates the network; clipping, sampling and noise are
-ours, because Opacus draws noise from a generator that can be predicted.
+ours, because Opacus draws noise from a generator that can be predicted, as floats.
 """
 
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from opacus.grad_sample.grad_sample_module import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor
 
+from oncofed_client.integer_step import integer_sum, sample
+from oncofed_client.noise import discrete_gaussian
+from oncofed_client.patient_gradients import Loss, doubled, per_patient
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet, optimiser_step, seeded_dropout, strengths
+from oncofed_client.training import TrainingSet, optimiser_step
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
-from oncofed_shared.losses import Target, patient_losses, targets
+from oncofed_shared.losses import patient_losses, targets
 from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
+from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ClassificationTask, Plan
 from oncofed_shared.privacy import Mechanism
 
-__all__ = ["Hooked", "Loss", "check_private", "clipped_sum", "per_patient", "private_update", "sample"]
+__all__ = ["check_private", "private_update"]
 
-Loss = Callable[[Plan, Mapping[str, Tensor], Mapping[str, Target]], Tensor]
 INVENTED = 12
 """Invented patients on whom a loss is tried."""
 TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hooked:
-    """A network with Opacus's hooks, which leave a gradient per patient in each parameter's `grad_sample`.
-
-    Attributes:
-        weights: its parameters by name, as in a layout; walking the modules for them costs as much as a small step.
-    """
-
-    module: GradSampleModule
-    weights: tuple[torch.nn.Parameter, ...]
-    _room: list[Tensor] = field(default_factory=list)
-
-    def rows(self, patients: int, size: int) -> Tensor:
-        """Room for the gradients of a batch, (patients, size) float64, with what the last batch left in it.
-
-        Taken from the system once and not at every step: new pages of memory take longer than what is written to them.
-        """
-        if not self._room or len(self._room[0]) < patients:
-            self._room[:] = [torch.empty(patients, size, dtype=torch.float64)]
-        return self._room[0][:patients]
-
-    def forget(self) -> None:
-        """Take the gradients of the last batch away."""
-        for weight in self.weights:
-            weight.grad, weight.grad_sample = None, None  # type: ignore[attr-defined]
-
-
-@contextmanager
-def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
-    """Put the hooks on, and take them off at the end."""
-    if not network.training:
-        network.train()
-    module = GradSampleModule(network, loss_reduction="sum", strict=True)
-    try:
-        with warnings.catch_warnings():
-            # They stand on modules that read data, which has no gradient: nothing is lost.
-            warnings.filterwarnings("ignore", message="Full backward hook is firing")
-            yield Hooked(module=module, weights=tuple(network.named.values()))
-    finally:
-        module.to_standard_module()
-
-
-def sample(random: Randomness, mechanism: Mechanism, patients: int) -> Tensor:
-    """Poisson sampling: each patient enters with the mechanism's rate, whatever the others do.
-
-    Returns:
-        Rows that entered, ascending; perhaps none.
-
-    Guarantees:
-        - The inclusion of a patient is independent of all others and of every other step.
-    """
-    return torch.from_numpy(np.flatnonzero(random.uniforms(patients) < mechanism.sampling_rate))
-
-
-def clipped_sum(hooked: Hooked, plan: Plan, batch: TrainingSet, bound: float, loss: Loss) -> Tensor:
-    """Sum over patients of their clipped gradients, (parameters,) float64, in the order of the layout.
-
-    Guarantees:
-        - A patient's gradient over all parameters together is shortened to `bound` where it is longer, and unchanged otherwise.
-        - Removing one patient moves the sum by at most `bound`, up to the rounding of the others' gradients.
-        - A patient whose gradient is not finite contributes zero.
-        - Nobody gives zero.
-    """
-    sizes = [p.numel() for p in hooked.weights]
-    if len(batch) == 0:
-        return torch.zeros(sum(sizes), dtype=torch.float64)
-    hooked.forget()
-    losses = loss(plan, hooked.module(batch.values, batch.seen), batch.goals)
-    torch.autograd.backward([losses.sum()])
-    rows = hooked.rows(len(batch), sum(sizes))
-    for weight, part in zip(hooked.weights, torch.split(rows, sizes, dim=1), strict=True):
-        own: Tensor | None = weight.grad_sample  # type: ignore[attr-defined]
-        if own is None:
-            part.zero_()
-        else:
-            part.copy_(own.flatten(start_dim=1))
-    hooked.forget()
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    finite = torch.isfinite(norms)
-    if not bool(finite.all()):
-        # Zero times infinity is not zero.
-        rows[~finite] = 0
-    factors = torch.where(finite, (bound / norms).clamp(max=1.0), 0.0)
-    return factors @ rows
 
 
 def private_update(
@@ -143,26 +56,30 @@ def private_update(
         layout: of all parameters.
         mechanism: what this site does under the plan.
         random: draws samples and noise.
-        key: session, site and round; decides dropout, which is public.
+        key: session, site and round; decides nothing here, since a private plan has no dropout.
         terms: what an aggregation rule adds to the gradient, from parameters and earlier noised updates alone.
 
     Returns:
         (parameters + 2,): public count x change of each parameter, the public count, and 0: losses stay at the site.
 
     Guarantees:
-        - Patients enter through `clipped_sum` of a Poisson sample plus noise and in no other way.
+        - Patients enter through `integer_sum` of a Poisson sample plus integer noise and in no other way.
         - An empty sample is a step: noise alone.
         - The divisor and the weight are constants of the plan.
     """
+    del key
     before, weights = layout.flatten(parameters), network.vector
     weights.copy_(torch.from_numpy(before))
     step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
-    with seeded_dropout(plan, f"dropout|{key}"), per_patient(network) as hooked:
+    integers = mechanism.integers(layout.size)
+    scale = integers.grain / mechanism.expected_batch
+    with per_patient(network) as hooked:
         for _ in range(plan.training.local_steps):
-            batch = data.rows(sample(random, mechanism, len(data)))
-            total = clipped_sum(hooked, plan, batch, mechanism.clip_to, loss)
-            total += mechanism.noise_scale * torch.from_numpy(random.normals(len(total)))
-            gradient = (total / mechanism.expected_batch).to(weights.dtype) + decay * weights + l1 * weights.sign()
+            hooked.network.vector.copy_(weights)
+            rows = sample(random, mechanism.sampling_rate, len(data))
+            total = integer_sum(hooked, plan, data, rows, integers, loss=loss)
+            total += discrete_gaussian(random, integers.share_sigma, layout.size)
+            gradient = torch.from_numpy(total * scale).to(weights.dtype) + decay * weights + l1 * weights.sign()
             for term in terms:
                 gradient = gradient + term(weights)
             step(gradient)
@@ -187,6 +104,8 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
     found = [str(e) for e in ModuleValidator.validate(network.train(), strict=False)]
     if found:
         raise ConfigError(*(f"model: this network cannot be trained privately: {f}" for f in found))
+    with per_patient(network):
+        pass  # every layer has a gradient per patient, or this has said so
     trial = copy.deepcopy(network).to(torch.float64).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -219,13 +138,10 @@ def _invented(plan: Plan, width: int, generator: torch.Generator) -> TrainingSet
             days = torch.rand(INVENTED, generator=generator, dtype=torch.float64) * task.edges[-1]
             event = (torch.arange(INVENTED) % 3 > 0).to(torch.float64)
             labels[name] = torch.stack([days, event], dim=1).numpy()
-    goals = targets(plan, labels, weights)
-    return TrainingSet(
-        values=torch.randn(INVENTED, width, generator=generator, dtype=torch.float64),
-        seen=(torch.rand(INVENTED, width, generator=generator) > 0.2).to(torch.float64),
-        goals={n: Target(goal=_doubled(t.goal), weight=_doubled(t.weight)) for n, t in goals.items()},
+    return doubled(
+        TrainingSet(
+            values=torch.randn(INVENTED, width, generator=generator, dtype=torch.float64),
+            seen=(torch.rand(INVENTED, width, generator=generator) > 0.2).to(torch.float64),
+            goals=targets(plan, labels, weights),
+        )
     )
-
-
-def _doubled(values: Tensor) -> Tensor:
-    return values.to(torch.float64) if values.is_floating_point() else values

@@ -25,7 +25,6 @@ class Randomness:
     Guarantees:
         - `from_os`: 256 bits of the operating system's entropy per stream; two streams have nothing in common.
         - `uniforms`: multiples of 2**-53 in [0, 1), each equally likely.
-        - `normals`: independent standard normals, of magnitude below 8.6; what lies beyond has a probability below 1e-16.
         - `repeatable`: the label alone decides the stream.
     """
 
@@ -43,17 +42,10 @@ class Randomness:
         key = hashlib.sha256(f"oncofed simulated noise|{label}".encode()).digest()
         return cls(key, bytes(BLOCK_BYTES))
 
-    def _words(self, count: int) -> NDArray[np.uint64]:
+    def words(self, count: int) -> NDArray[np.uint64]:
+        """(count,) of 64 random bits each."""
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """(count,) in [0, 1)."""
-        return np.asarray((self._words(count) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
-
-    def normals(self, count: int) -> NDArray[np.float64]:
-        """(count,) standard normals by Box and Muller (1958)."""
-        pairs = (count + 1) // 2
-        # 1 - u lies in (0, 1], so that its logarithm is finite.
-        radius = np.sqrt(-2.0 * np.log(1.0 - self.uniforms(pairs)))
-        angle = 2.0 * np.pi * self.uniforms(pairs)
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])[:count]
+        return np.asarray((self.words(count) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

@@ -17,9 +17,11 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import read_toml, validate
+from oncofed_shared.renyi_filter import ORDERS
 
 __all__ = [
     "DEFAULT_MISSING",
+    "RELEASES",
     "SETTINGS_FILE",
     "Consent",
     "Duration",
@@ -37,6 +39,10 @@ SETTINGS_FILE = "site.toml"
 DEFAULT_MISSING = ("", "NA", "[Not Available]", "nan", "NaN", "null")
 
 Text = Annotated[str, Field(min_length=1, pattern=r"\S")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Release = Literal["statistics", "tables", "updates", "noised-sums"]
+RELEASES: tuple[Release, ...] = ("statistics", "tables", "updates", "noised-sums")
+"""Kinds of what leaves a site: sums over columns, tables of counts, a model's change, and any of it with noise."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 
 
@@ -167,10 +173,41 @@ class Policy(_Frozen):
     Attributes:
         minimum_cohort: fewest patients with whom the site takes part.
         approve: hashes of the plans that the data officer approved.
+        epsilon_total: most that a patient may spend over all studies, against at most the plans' colluders.
+        epsilon_study: most that one plan may promise.
+        epsilon_alone: most that a patient may spend over all studies, if all other sites collude.
+        delta_total: probability with which these limits need not hold.
+        orders: Renyi orders in which the account over all studies is kept.
+        minimum_sites: fewest sites in the roster of a plan whose noise is shared.
+        maximum_colluders: most other sites that this site reckons might collude; a plan whose noise holds against fewer is refused.
+        release: what may leave the site at all.
     """
 
     minimum_cohort: Annotated[int, Field(ge=1)] = 10
     approve: tuple[Text, ...] = ()
+    epsilon_total: Positive | None = None
+    epsilon_study: Positive | None = None
+    epsilon_alone: Positive | None = None
+    delta_total: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    orders: Annotated[tuple[float, ...], Field(min_length=1)] = ORDERS
+    minimum_sites: Annotated[int, Field(ge=1)] = 1
+    maximum_colluders: Annotated[int, Field(ge=0)] | None = None
+    release: tuple[Release, ...] = RELEASES
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        problems = []
+        if (
+            self.epsilon_total is not None
+            and self.epsilon_study is not None
+            and self.epsilon_study > self.epsilon_total
+        ):
+            problems.append("epsilon_study must not be above epsilon_total")
+        if not set(self.orders) <= set(ORDERS) or len(set(self.orders)) < len(self.orders):
+            problems.append(f"orders must be some of {', '.join(f'{a:g}' for a in ORDERS)}, each once")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class SiteSettings(_Frozen):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,21 +19,27 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.memory import Memories, Memory
+from oncofed_client.policy import policy_objections
 from oncofed_client.private_answers import PrivateTrainer, guard
-from oncofed_client.rounds import check_control, train_round
+from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
+from oncofed_client.session import Session, training_set
+from oncofed_client.settings import Policy
+from oncofed_client.source import Source
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
-from oncofed_shared.errors import OncofedError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_columns, column_sums, prepared_input
-from oncofed_shared.layout import Layout
-from oncofed_shared.losses import predict, targets
+from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
+from oncofed_shared.features import Preparation, check_columns, column_sums
+from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
     Arrays,
     Columns,
+    Contribute,
+    Contribution,
     Describe,
     Description,
     Evaluate,
+    Exchange,
     Head,
     Open,
     Ready,
@@ -47,70 +53,18 @@ from oncofed_shared.messages import (
     Trial,
     Update,
 )
-from oncofed_shared.network import FusionNetwork
-from oncofed_shared.plan import ClassificationTask, Plan
+from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
+from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
-__all__ = ["Session", "Site", "Source", "training_set"]
+if TYPE_CHECKING:
+    from oncofed_client.contributor import Contributor
+
+__all__ = ["Site"]
 
 _PART_CODES = {"train": 0, "validation": 1, "test": 2}
-
-
-class Source(Protocol):
-    """Where a site's cohort comes from."""
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-
-    def cohort(self, plan: Plan) -> Cohort:
-        """The patients who may enter now: consent is read again at every call."""
-
-    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
-        """Part of each patient, (n,): 0 train, 1 validation, 2 test, -1 none. A patient's part never changes in a trial."""
-
-
-@dataclass(kw_only=True)
-class Session:
-    """What a site keeps of one training run.
-
-    Attributes:
-        whole: all parameters.
-        layout: those that are shared.
-        local: first values of the others.
-    """
-
-    plan: Plan
-    trial: Trial
-    preparation: Preparation
-    network: FusionNetwork
-    whole: Layout
-    layout: Layout
-    local: Arrays
-    cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
-
-    @cached_property
-    def label(self) -> str:
-        """The trial in words, for keys of batches and dropout."""
-        return str(self.trial)
-
-    def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
-        """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
-        return shared | {n: kept.get(n, first) for n, first in self.local.items()}
-
-
-def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
-    """The chosen patients of a cohort as tensors in the plan's dtype."""
-    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
-    values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
-    labels = {t: v[rows] for t, v in cohort.labels.items()}
-    return TrainingSet(
-        values=torch.from_numpy(values).to(dtype),
-        seen=torch.from_numpy(seen).to(dtype),
-        goals=targets(plan, labels, preparation.class_weights),
-    )
 
 
 class Site:
@@ -120,9 +74,11 @@ class Site:
         source: its patients.
         plans: the plans that its data officer approved, by hash.
         minimum_cohort: fewest patients with whom it takes part.
+        policy: what else its data officer allows; without one, everything.
         state: folder for what must outlive this process; without it a session ends with the process.
         noise_seed: makes the noise of private plans repeatable and worthless; only a simulation gives one.
         scratch: makes its networks; sites that answer in turn in one process may have one in common.
+        contributor: its keys and its ledger; without one it takes no part in sums over the consortium.
 
     Attributes:
         journal: problems behind refusals, for the site's own eyes.
@@ -134,15 +90,19 @@ class Site:
         plans: Mapping[str, Plan],
         *,
         minimum_cohort: int,
+        policy: Policy | None = None,
         state: Path | None = None,
         noise_seed: int | None = None,
         scratch: Scratch | None = None,
+        contributor: Contributor | None = None,
     ) -> None:
+        self.contributor = contributor
         self.state = state
         self.scratch = scratch or Scratch()
         self.source = source
         self.plans = plans
         self.minimum_cohort = minimum_cohort
+        self.policy = policy
         self.journal: list[str] = []
         self.sessions: dict[str, Session] = {}
         self.private = PrivateTrainer(site=source.name, noise_seed=noise_seed)
@@ -176,9 +136,15 @@ class Site:
             return Refusal(
                 head=request.head,
                 site=self.name,
-                code=error.code,
+                code=self._code(request, error),
                 text="the site's own journal has the reason",
             )
+
+    def _code(self, request: Request, error: OncofedError) -> str:
+        """What a refusal says. Under a private plan whatever patients' data have caused has one same code (protocol, rule 11)."""
+        plan = self.plans.get(request.head.plan_hash)
+        private = plan is not None and plan.privacy.noise != "none"
+        return "data" if private and isinstance(error, DataError) else error.code
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
         if plan.hash not in self._admitted:
@@ -200,10 +166,30 @@ class Site:
                 self._open(plan, head, request.columns, request.arrays)
                 self._keep(request)
                 return Ready(head=head, site=self.name)
+            case _:
+                return self._worked(plan, request)
+
+    def _worked(self, plan: Plan, request: Train | Evaluate | Exchange | Contribute) -> Reply:
+        """What needs an open session, or the keys of one."""
+        match request:
             case Train():
                 return self._train(request)
             case Evaluate():
                 return self._evaluate(request)
+            case Exchange():
+                return self._shares(plan).exchange(plan, request)
+            case Contribute():
+                return self._contribute(request)
+
+    def _shares(self, plan: Plan) -> Contributor:
+        """What this site takes part in secure sums with.
+
+        Raises:
+            PolicyRefusal: the plan has none, or the site keeps no ledger.
+        """
+        if self.contributor is None or not isinstance(plan.privacy, ConsortiumPrivacy):
+            raise PolicyRefusal("the plan has no secure sums, or this site keeps no ledger", code="no-ledger")
+        return self.contributor
 
     def _rows(self, plan: Plan, cohort: Cohort, trial: Trial, part: str) -> NDArray[np.bool_]:
         if part == "all":
@@ -217,6 +203,9 @@ class Site:
             PolicyRefusal: no consent, or fewer patients than the policy asks for.
             DataError: the files are wrong.
         """
+        objections = policy_objections(plan, self.policy) if self.policy is not None else ()
+        if objections:
+            raise PolicyRefusal(*objections, code="policy")
         cohort = self.source.cohort(plan)
         if len(cohort.patients) < self.minimum_cohort:
             raise PolicyRefusal(
@@ -267,9 +256,22 @@ class Site:
             layout=bench.layout,
             local=bench.local,
         )
+        if not isinstance(plan.privacy, NoPrivacy) and self.name in plan.privacy.patients:
+            self._reserve(session, head)
         # One session at a time: the memory of a site does not grow with the runs it has seen.
         self.sessions = {head.session: session}
         return session
+
+    def _reserve(self, session: Session, head: Head) -> None:
+        """Let the ledger reserve the whole run, before anything of it is computed."""
+        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
+
+        plan = session.plan
+        if self.contributor is None and isinstance(plan.privacy, SitePrivacy):
+            # A comparison within a simulation: its patients' accounts do not pay for it.
+            return
+        contributor = self.contributor or self._shares(plan)
+        contributor.approve(plan, head, plan_charges(plan, self.name, parameters=session.whole.size))
 
     def _path(self, session: str) -> Path | None:
         name = hashlib.sha256(session.encode()).hexdigest()[:16]
@@ -310,12 +312,23 @@ class Site:
         return cohort, data
 
     def _train(self, request: Train) -> Update:
-        head, session = request.head, self._session(request.head)
+        session = self._session(request.head)
         session.layout.check(request.parameters)
-        plan, private = session.plan, session.plan.privacy.noise != "none"
+        plan = session.plan
         check_control(plan, session.layout, request.control)
-        if private and (given := self.private.again(request)) is not None:
-            return given
+        if plan.privacy.noise == "none":
+            vector = self._trained(session, request, local_update)
+        elif self.contributor is None:
+            vector = self.private.once(plan, request, partial(self._trained, session, request))
+        else:
+            vector = self.private.charged(
+                plan, request, partial(self._trained, session, request), contributor=self.contributor
+            )
+        return Update(head=request.head, site=self.name, vector=vector)
+
+    def _trained(self, session: Session, request: Train, update: LocalUpdate) -> NDArray[np.uint64]:
+        """Ring elements of a round: this site's own training, as the plan's rule and privacy want it."""
+        head, plan = request.head, session.plan
         _, data = self._data(session, head.trial, "train")
         kept = self.memories.of(head).at(request.round) if plan.strategy.site_memory else {}
         total, after = train_round(
@@ -328,32 +341,60 @@ class Site:
             control=request.control,
             kept=kept,
             key=f"{session.label}|{self.name}|{request.round}",
-            update=self.private.begin(plan, request) if private else local_update,
+            update=update,
         )
         if plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        vector = encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
-        update = Update(head=head, site=self.name, vector=vector)
-        return self.private.done(request, update) if private else update
+        return encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
 
-    def _evaluate(self, request: Evaluate) -> Tables:
-        session = self._session(request.head)
+    def _contribute(self, request: Contribute) -> Contribution:
+        from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above
+
+        head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
-        plan, trial, part = session.plan, request.head.trial, request.part
-        cohort, data = self._data(session, trial, part)
-        kept = self.memories.of(request.head).after if session.local else {}
-        everything = session.whole.flatten(session.complete(request.parameters, kept))
+        plan = session.plan
+        contributor = self._shares(plan)
+        if request.kind == "train":
+            if not 1 <= request.round <= plan.training.rounds:
+                raise RemoteProtocolError("this round is not the plan's", code="round-is-over")
+            _, data = self._data(session, head.trial, "train")
+            planned = training_share(plan, session.network, session.whole, data, request.parameters)
+        elif request.kind == "histogram":
+            predictions, _, _ = self._predicted(session, head, request.parameters, "validation")
+            planned = scores_share(plan, "validation", score_histogram(plan, predictions))
+        else:
+            predictions, labels, _ = self._predicted(session, head, request.parameters, "test")
+            grid = placed_grid(plan, request.histogram)
+            planned = scores_share(plan, "test", coarse_counts(plan, predictions, labels, grid))
+        return contributor.contribute(
+            plan, request, size=planned.size, charge=planned.charge, largest=planned.largest, share=planned.share
+        )
+
+    def _predicted(
+        self, session: Session, head: Head, parameters: Arrays, part: str
+    ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[Any]], dict[str, NDArray[np.int64]]]:
+        """Predictions, labels and subgroups of the patients of a part."""
+        plan = session.plan
+        cohort, data = self._data(session, head.trial, part)
+        kept = self.memories.of(head).after if session.local else {}
+        everything = session.whole.flatten(session.complete(parameters, kept))
         session.network.vector.copy_(torch.from_numpy(everything))
         session.network.eval()
         with torch.no_grad():
             predictions = predict(plan, session.network(data.values, data.seen))
-        rows = self._rows(plan, cohort, trial, part)
-        vector = tabulate(
-            plan,
-            predictions,
-            {t: v[rows] for t, v in cohort.labels.items()},
-            {s: v[rows] for s, v in cohort.subgroups.items()},
-            subgroups=request.subgroups,
-        )
+        rows = self._rows(plan, cohort, head.trial, part)
+        labels = {t: v[rows] for t, v in cohort.labels.items()}
+        return predictions, labels, {s: v[rows] for s, v in cohort.subgroups.items()}
+
+    def tabulated(self, head: Head, parameters: Arrays, *, part: str, subgroups: bool) -> NDArray[np.float64]:
+        """Exact tables over a part of this site's patients, for the site's own eyes: no message of a private plan has them."""
+        session = self._session(head)
+        session.layout.check(parameters)
+        with one_thread():
+            predictions, labels, members = self._predicted(session, head, parameters, part)
+        return tabulate(session.plan, predictions, labels, members, subgroups=subgroups)
+
+    def _evaluate(self, request: Evaluate) -> Tables:
+        vector = self.tabulated(request.head, request.parameters, part=request.part, subgroups=request.subgroups)
         cells, counts = sparse(vector)
         return Tables(head=request.head, site=self.name, size=len(vector), cells=cells, counts=counts)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,24 @@ from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_whole
 
-__all__ = ["FolderSource", "keep_rows", "parts_of"]
+__all__ = ["FolderSource", "Source", "keep_rows", "parts_of"]
 
 UNUSED = -1
 PARTS = {part: part for part in (0, 1, 2, UNUSED)}
+
+
+class Source(Protocol):
+    """Where a site's cohort comes from."""
+
+    @property
+    def name(self) -> str:
+        """The site's name."""
+
+    def cohort(self, plan: Plan) -> Cohort:
+        """The patients who may enter now: consent is read again at every call."""
+
+    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
+        """Part of each patient, (n,): 0 train, 1 validation, 2 test, -1 none. A patient's part never changes in a trial."""
 
 
 def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:

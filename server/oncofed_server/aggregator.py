@@ -51,7 +51,7 @@ from oncofed_shared.messages import (
     Update,
 )
 from oncofed_shared.network import build
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
@@ -70,6 +70,10 @@ class Phase(enum.Enum):
     TRAIN = "train"
     VALIDATE = "validate"
     TEST = "test"
+    KEYS = "keys"
+    OPENING = "opening"
+    HISTOGRAM = "histogram"
+    SCORES = "scores"
     DONE = "done"
     FAILED = "failed"
 
@@ -126,11 +130,16 @@ class Outgoing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Roster:
-    """Who does what. `externals` never train; all their patients are scored at the end."""
+    """Who does what. `externals` never train; all their patients are scored at the end.
+
+    Attributes:
+        identities: raw public identity keys by site, where sums are secure.
+    """
 
     trainers: tuple[str, ...]
     evaluators: tuple[str, ...]
     externals: tuple[str, ...] = ()
+    identities: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def everybody(self) -> tuple[str, ...]:
@@ -153,6 +162,9 @@ class State:
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
+        lost: secure sums that could not be opened.
+        histogram: noised counts of the validation patients' scores.
+        released: noised counts of the test patients of all sites together, and `present` how many sites are in them.
         why: the reason of a failure.
     """
 
@@ -178,6 +190,10 @@ class State:
     cost: Cost = Cost()
     round_cost: Cost = Cost()
     costs: tuple[Cost, ...] = ()
+    lost: int = 0
+    histogram: NDArray[np.float64] | None = None
+    released: NDArray[np.float64] | None = None
+    present: int = 0
     why: str = ""
 
 
@@ -231,7 +247,8 @@ class Aggregator:
     @property
     def tables(self) -> bool:
         """Whether the plan lets sites release tables of counts."""
-        return not isinstance(self.plan.privacy, SitePrivacy) or self.plan.privacy.release_tables
+        privacy = self.plan.privacy
+        return isinstance(privacy, NoPrivacy) or (isinstance(privacy, SitePrivacy) and privacy.release_tables)
 
     @property
     def layout(self) -> Layout:
@@ -369,7 +386,7 @@ class Aggregator:
 
     def _receive(self, reply: Reply, cost: Cost, now: float) -> list[Outgoing]:
         state, head = self.state, reply.head
-        training = state.phase is Phase.TRAIN
+        training = state.phase in {Phase.TRAIN, Phase.KEYS, Phase.OPENING}
         # One replacement for all that a reply changes: with many small sites it is what a reply costs.
         new: dict[str, Any] = {
             "cost": state.cost + cost,
@@ -513,6 +530,18 @@ class Aggregator:
             patients=patients,
             population=self._population(patients),
         )
+        return self._round_done(sums, float(loss / patients), now)
+
+    def _round_done(self, sums: Sums, loss: float, now: float) -> list[Outgoing]:
+        """Take the rule's step, write the round down, and go on.
+
+        Args:
+            loss: mean over the patients; 0 where nobody says it.
+        """
+        state = self.state
+        if state.server is None:
+            message = "there is no model yet"
+            raise RemoteProtocolError(message)
         server = advance(self.plan, state.server, sums, progress=(state.round - 1) / self.plan.training.rounds)
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
@@ -520,11 +549,11 @@ class Aggregator:
             state,
             server=server,
             total=None,
-            divergence=(*state.divergence, state.tally.divergence(sums.change, patients)),
+            divergence=(*state.divergence, state.tally.divergence(sums.change, sums.patients)),
             participants=(
                 (*state.participants, tuple(sorted(state.tally.sites))) if self.plan.strategy.participation < 1 else ()
             ),
-            losses=(*state.losses, float(loss / patients)),
+            losses=(*state.losses, loss),
             costs=(*state.costs, state.round_cost),
             round_cost=Cost(),
         )
@@ -552,7 +581,7 @@ class Aggregator:
     def _training_patients(self, site: str) -> int:
         """How many a site has; under a private plan the public number, for the true one is never sent."""
         privacy = self.plan.privacy
-        if isinstance(privacy, SitePrivacy):
+        if not isinstance(privacy, NoPrivacy):
             return privacy.patients.get(site, 0)
         return self.state.descriptions[site].parts["train"]
 

@@ -23,6 +23,7 @@ from oncofed_server import report_tables as tables
 from oncofed_server.figures import mark, svg
 from oncofed_server.report_cells import arm_names
 from oncofed_server.report_limits import limits
+from oncofed_server.report_released import released_view
 from oncofed_server.report_scores import (
     Study,
     TaskView,
@@ -131,6 +132,7 @@ def _context(study: Study) -> dict[str, Any]:
         "noise": str(mapping(study.plan.get("privacy")).get("noise", "none")),
         "uncharged": [str(u) for u in listing(raw.get("uncharged"))],
         "limits": limits(study),
+        "released": released_view(study),
         "minimum": mapping(study.plan.get("evaluation")),
         "created": str(raw.get("created", "")),
         "plan_hash": str(raw.get("plan_hash", "")),

@@ -37,6 +37,8 @@ def save_state(path: Path, state: State) -> None:
         "divergence": [d and dataclasses.asdict(d) for d in state.divergence],
         "participants": [list(names) for names in state.participants],
         "why": state.why,
+        "lost": state.lost,
+        "present": state.present,
         "cost": dataclasses.asdict(state.cost),
         "costs": [dataclasses.asdict(c) for c in state.costs],
         "descriptions": [dataclasses.asdict(d) for d in state.descriptions.values()],
@@ -48,6 +50,9 @@ def save_state(path: Path, state: State) -> None:
     if state.preparation is not None:
         arrays |= {f"preparation.{k}": v for k, v in state.preparation.arrays().items()}
         facts["columns"] = {m: list(c) for m, c in state.preparation.columns.items()}
+    for name, counts in (("histogram", state.histogram), ("released", state.released)):
+        if counts is not None:
+            arrays[name] = counts
     facts["sizes"] = {}
     tables = {f"validation.{r}": v for r, v in state.validation.items()}
     tables |= {f"tables.{s}": v for s, v in state.tables.items()}
@@ -83,6 +88,10 @@ def load_state(path: Path, plan: Plan) -> State:
         validation={int(r): v for r, v in _prefixed("validation.", tables).items()},
         tables=_prefixed("tables.", tables),
         why=facts["why"],
+        lost=facts["lost"],
+        present=facts["present"],
+        histogram=arrays.get("histogram"),
+        released=arrays.get("released"),
         cost=Cost(**facts["cost"]),
         costs=tuple(Cost(**c) for c in facts["costs"]),
     )

@@ -9,6 +9,8 @@ nobody checks it again. A request carries a `Head`; its reply repeats session, s
     Open                    Ready            the preparation that training and evaluation use from now on
     Train                   Update           sum over patients of the update, as ring elements
     Evaluate                Tables           tables of counts
+    Exchange                Exchanged        set-up and opening of a secure sum (`secagg`)
+    Contribute              Contribution     a masked, noised share of a step, or of the scores
                             Refusal          no, with a code
 """
 
@@ -29,12 +31,18 @@ from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.wire import check_values, pack_array, unpack_array
 
 __all__ = [
+    "KINDS",
     "MAX_BYTES",
     "PARTS",
     "VERSION",
+    "Contribute",
+    "Contribution",
     "Describe",
     "Description",
     "Evaluate",
+    "Exchange",
+    "Exchanged",
+    "Formation",
     "Head",
     "Message",
     "Open",
@@ -58,10 +66,13 @@ MAX_ITEMS = 200_000
 SHORT = 1024
 """Bytes up to which a message is parsed without its values being counted first."""
 PARTS = ("train", "validation", "test", "all")
+KINDS = ("train", "histogram", "scores")
 
 Arrays = dict[str, NDArray[Any]]
 Columns = dict[str, tuple[str, ...]]
 Counts = dict[str, int]
+Blobs = dict[str, bytes]
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,6 +205,77 @@ class Tables:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Formation:
+    """Who adds up together.
+
+    Attributes:
+        name: never used for another formation; drawn at random by the aggregator.
+        members: of the plan's roster, sorted; those that left the run are missing.
+    """
+
+    name: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchange:
+    """What the aggregator's part in a secure sum says to a site's: bytes of `secagg`.
+
+    Attributes:
+        heads: newest heads of the other sites' ledgers by site, to be signed back.
+        witnesses: what others have signed of this site's ledger.
+    """
+
+    head: Head
+    formation: Formation
+    content: bytes
+    heads: Blobs
+    witnesses: Blobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Exchanged:
+    """The site's answer in a secure sum; `ledger` is the head of its ledger, `witnesses` are its signatures under others'."""
+
+    head: Head
+    site: str
+    content: bytes
+    ledger: bytes
+    witnesses: Blobs
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribute:
+    """Add a share to a sum.
+
+    Attributes:
+        number: of the sum in its formation, never used again.
+        kind: what is added, one of KINDS.
+        round: of training; 0 for the others.
+        histogram: noised counts of validation patients' scores, from which the bins of `scores` follow; empty for the others, and
+            where there are no such patients.
+    """
+
+    head: Head
+    formation: Formation
+    number: int
+    kind: str
+    round: int
+    parameters: Arrays
+    histogram: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Contribution:
+    """A masked share: bytes of `secagg`. `ledger` is the head of the site's ledger, with this step in it."""
+
+    head: Head
+    site: str
+    content: bytes
+    ledger: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Refusal:
     """The site says no. `code` is from a fixed list; `text` never contains anything about a patient."""
 
@@ -203,13 +285,13 @@ class Refusal:
     text: str
 
 
-Request = Describe | Summarise | Open | Train | Evaluate
-Reply = Description | Summary | Ready | Update | Tables | Refusal
+Request = Describe | Summarise | Open | Train | Evaluate | Exchange | Contribute
+Reply = Description | Summary | Ready | Update | Tables | Exchanged | Contribution | Refusal
 Message = Request | Reply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
-_DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial)}
+_DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial, Formation)}
 _FIELDS = {k: tuple(f.name for f in dataclasses.fields(k)) for k in _DECLARED}
-_SCALARS = frozenset({int, str, bool})
+_SCALARS = frozenset({int, str, bool, bytes})
 _CODE = re.compile(r"[a-z0-9-]{1,64}")
 
 
@@ -255,7 +337,7 @@ def from_bytes(content: bytes) -> Message:
             content,
             ext_hook=unpack_array,
             max_str_len=MAX_TEXT,
-            max_bin_len=0,
+            max_bin_len=MAX_BYTES,
             max_array_len=most,
             max_map_len=most,
         )
@@ -293,6 +375,8 @@ def _build_parts(kind: type[Any], fields: Any) -> Any:
     if not isinstance(fields, list) or len(fields) != len(declared):
         raise RemoteProtocolError(f"{kind.__name__} has {len(declared)} fields")
     values = {n: _check(hint, v, n) for (n, hint), v in zip(declared, fields, strict=True)}
+    if kind is Contribute and values["kind"] not in KINDS:
+        raise RemoteProtocolError("Contribute.kind is not one of " + ", ".join(KINDS))
     if kind is Evaluate and values["part"] not in PARTS:
         raise RemoteProtocolError("Evaluate.part is not one of " + ", ".join(PARTS))
     if kind is Refusal and not _CODE.fullmatch(values["code"]):
@@ -321,6 +405,11 @@ def _check(hint: Any, value: Any, name: str) -> Any:
         value = {k: tuple(v) for k, v in value.items()} if ok else value
     elif hint == Counts:
         ok = isinstance(value, dict) and all(isinstance(k, str) and type(v) is int for k, v in value.items())
+    elif hint == Blobs:
+        ok = isinstance(value, dict) and all(isinstance(k, str) and type(v) is bytes for k, v in value.items())
+    elif hint == Names:
+        ok = isinstance(value, list) and all(isinstance(n, str) for n in value)
+        value = tuple(value) if ok else value
     elif hint == Arrays:
         ok = isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
     else:

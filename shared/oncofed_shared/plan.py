@@ -37,7 +37,7 @@ from oncofed_shared.plan_genomics import (
     ReferenceSample,
     Severity,
 )
-from oncofed_shared.plan_privacy import NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
+from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
@@ -48,6 +48,7 @@ __all__ = [
     "CategoricalColumn",
     "ClassificationTask",
     "Column",
+    "ConsortiumPrivacy",
     "CopyNumberFeatures",
     "Drivers",
     "Evaluation",
@@ -687,7 +688,7 @@ class Plan(Frozen):
 
     @field_validator("privacy")
     @classmethod
-    def _legal(cls, privacy: NoPrivacy | SitePrivacy, info: ValidationInfo) -> NoPrivacy | SitePrivacy:
+    def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
         problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
         if strategy is not None and privacy.noise in MODES:

@@ -14,11 +14,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from oncofed_shared.strict import Frozen
 
 if TYPE_CHECKING:
-    from oncofed_shared.plan import Evaluation, Modality, Training
+    from oncofed_shared.plan import Evaluation, Modality, Strategy, Training
 
-__all__ = ["NoPrivacy", "Privacy", "SitePrivacy", "privacy_mistakes"]
+__all__ = ["MINIMUM_SITES", "ConsortiumPrivacy", "NoPrivacy", "Privacy", "SitePrivacy", "privacy_mistakes"]
 
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
+MINIMUM_SITES = 3
+"""In a sum of two, each of them knows the other's part."""
 
 
 class NoPrivacy(Frozen):
@@ -27,7 +29,26 @@ class NoPrivacy(Frozen):
     noise: Literal["none"] = "none"
 
 
-class SitePrivacy(Frozen):
+class _Sampled(Frozen):
+    """What every kind of DP-SGD says: a bound, a clip norm, a sampling rate, and public numbers of patients."""
+
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    sampling_rate: Annotated[float, Field(gt=0, le=1)]
+    patients: Annotated[dict[SiteName, Annotated[int, Field(ge=1)]], Field(min_length=1)]
+
+    @field_validator("patients")
+    @classmethod
+    def _small_delta(cls, patients: dict[str, int], info: ValidationInfo) -> dict[str, int]:
+        total = sum(patients.values())
+        if info.data.get("delta", 0.0) * total >= 1:
+            message = f"/privacy.delta: must be below 1 / (patients of all sites), 1 / {total}; better a tenth of it"
+            raise ValueError(message)
+        return patients
+
+
+class SitePrivacy(_Sampled):
     """Patient-level DP-SGD at every site, each with all the noise that it needs on its own.
 
     Attributes:
@@ -41,24 +62,80 @@ class SitePrivacy(Frozen):
     """
 
     noise: Literal["site"]
-    epsilon: Annotated[float, Field(gt=0)]
-    delta: Annotated[float, Field(gt=0, lt=1)]
-    clip_norm: Annotated[float, Field(gt=0)]
-    sampling_rate: Annotated[float, Field(gt=0, le=1)]
-    patients: Annotated[dict[SiteName, Annotated[int, Field(ge=1)]], Field(min_length=1)]
     release_tables: bool = False
 
-    @field_validator("patients")
+
+class ConsortiumPrivacy(_Sampled):
+    """Patient-level DP-SGD over the patients of all sites, with noise drawn once: each site adds a share under a secure sum.
+
+    Attributes:
+        epsilon, delta: bound for one patient over the whole run, against all but the sites and at most `collude` of them.
+        clip_norm, sampling_rate: as at the site.
+        patients: the roster, with public numbers; the divisor of a step is `sampling_rate` x their total.
+        spare_steps: steps beyond `training.rounds`, for attempts that must be repeated: the noise is calibrated for all.
+        drop: sites that may be missing from a step.
+        reference: allows `collude = 0`, for a simulation to compare with.
+        collude: sites that may tell the aggregator their share of the noise.
+        threshold: sites that open a sum together; the smallest legal number where none is given.
+        ring_bits: width of the integers that are summed.
+        microbatch: patients whose gradients are in memory at once.
+        score_epsilon: bound for one test patient over the noised tables from which scores are read; without it, no table.
+    """
+
+    noise: Literal["consortium"]
+    spare_steps: Annotated[int, Field(ge=0, le=100_000)] = 2
+    drop: Annotated[int, Field(ge=0)] = 0
+    reference: bool = False
+    collude: Annotated[int, Field(ge=0)] = 1
+    threshold: Annotated[int, Field(ge=2)] | None = None
+    ring_bits: Literal[32, 64] = 32
+    microbatch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    score_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("collude")
     @classmethod
-    def _small_delta(cls, patients: dict[str, int], info: ValidationInfo) -> dict[str, int]:
-        total = sum(patients.values())
-        if info.data.get("delta", 0.0) * total >= 1:
-            message = f"/privacy.delta: must be below 1 / (patients of all sites), 1 / {total}; better a tenth of it"
+    def _somebody_colludes(cls, collude: int, info: ValidationInfo) -> int:
+        if collude == 0 and info.data.get("reference") is False:
+            message = (
+                "must be at least 1: with 0 a single site that tells its noise breaks the bound; a simulation that only "
+                "compares says reference = true"
+            )
             raise ValueError(message)
-        return patients
+        return collude
+
+    @field_validator("threshold")
+    @classmethod
+    def _opens(cls, threshold: int | None, info: ValidationInfo) -> int | None:
+        if not {"patients", "drop", "collude"} <= set(info.data):
+            return threshold
+        sites, drop, collude = len(info.data["patients"]), info.data["drop"], info.data["collude"]
+        if sites < MINIMUM_SITES:
+            message = (
+                f"/privacy.patients: has {sites} sites; a sum of fewer than {MINIMUM_SITES} hides nobody: add sites, or say "
+                "noise = 'site'"
+            )
+            raise ValueError(message)
+        smallest = (sites + collude) // 2 + 1
+        if smallest > sites - drop:
+            message = (
+                f"/privacy.drop: {sites} sites, {collude} of whom collude, open a sum only by {smallest} together, so at most "
+                f"{max(0, sites - smallest)} may be missing; lower drop or collude, or add sites"
+            )
+            raise ValueError(message)
+        if threshold is not None and not smallest <= threshold <= sites - drop:
+            message = (
+                f"must be {smallest} to {sites - drop}: 2 x threshold > sites + collude, and sites - drop >= threshold"
+            )
+            raise ValueError(message)
+        return smallest if threshold is None else threshold
+
+    @property
+    def honest(self) -> int:
+        """Shares of noise on which the guarantee counts: those of sites that neither drop nor collude."""
+        return len(self.patients) - self.drop - self.collude
 
 
-Privacy = Annotated[NoPrivacy | SitePrivacy, Field(discriminator="noise")]
+Privacy = Annotated[NoPrivacy | SitePrivacy | ConsortiumPrivacy, Field(discriminator="noise")]
 
 
 def _scaling(name: str, modality: Modality) -> Iterator[str]:
@@ -87,6 +164,31 @@ def _training(training: Training) -> Iterator[str]:
         yield "/training.batch: must be 'all' with privacy, because privacy.sampling_rate decides who enters a step"
     if training.class_weights == "balanced":
         yield "/training.class_weights: 'balanced' counts patients; with privacy give the weights, or 'none'"
+    for key, share in (("dropout", training.dropout), ("input_dropout", training.input_dropout)):
+        if share:
+            yield (
+                f"/training.{key}: must be 0 with privacy: it is drawn for a batch, so a patient's gradient would depend on who "
+                "else is in it"
+            )
+
+
+def _summed(training: Training) -> Iterator[str]:
+    """What a round of summed gradients has no place for: anything between a patient's gradient and the sum."""
+    if training.local_steps != 1:
+        yield "/training.local_steps: must be 1 with noise = 'consortium': a step is a sum over all sites' patients"
+    if training.optimiser != "sgd" or training.momentum:
+        yield (
+            "/training.optimiser: must be 'sgd' without momentum with noise = 'consortium': the aggregator's rule makes the "
+            "step, see [strategy]"
+        )
+
+
+def _asked(strategy: Strategy) -> Iterator[str]:
+    if strategy.participation != 1:
+        yield (
+            "/strategy.participation: must be 1 with noise = 'consortium': privacy.sampling_rate decides who enters, and the "
+            "noise is sized for all sites"
+        )
 
 
 def _evaluation(evaluation: Evaluation) -> Iterator[str]:
@@ -98,7 +200,7 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
             )
 
 
-def privacy_mistakes(privacy: NoPrivacy | SitePrivacy, plan: Mapping[str, Any]) -> list[str]:
+def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan: Mapping[str, Any]) -> list[str]:
     """What in a plan contradicts its privacy, each with its path; nothing without privacy.
 
     Args:
@@ -111,6 +213,9 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy, plan: Mapping[str, Any]) 
         found += _scaling(name, modality)
     if "training" in plan:
         found += _training(plan["training"])
+    if privacy.noise == "consortium":
+        found += _summed(plan["training"]) if "training" in plan else ()
+        found += _asked(plan["strategy"]) if "strategy" in plan else ()
     if "evaluation" in plan:
         found += _evaluation(plan["evaluation"])
     return found

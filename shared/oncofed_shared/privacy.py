@@ -4,8 +4,9 @@
 passes a noise multiplier twice and nothing is accounted that was not done.
 
 The mechanism is DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling: per local step every training patient enters with
-the plan's rate, his gradient over all parameters is clipped to the plan's norm, Gaussian noise is added to the sum, and the sum is
-divided by a public constant. An empty sample is a step like any other. Neighbours differ in one patient added or removed.
+the plan's rate, his gradient over all parameters is clipped to the plan's norm and made integer, discrete Gaussian noise is added
+to the sum, and the sum is divided by a public constant. An empty sample is a step like any other. Neighbours differ in one patient
+added or removed. docs/noise.md proves that integers cost what a Gaussian costs.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from dp_accounting import DpEvent, GaussianDpEvent, NeighboringRelation, Poisson
 from dp_accounting.pld import PLDAccountant
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.integer_noise import IntegerNoise, less_errors, sampled_rate, see_errors
+from oncofed_shared.plan import ConsortiumPrivacy, Plan, SitePrivacy
 
 __all__ = [
     "LARGEST_NOISE",
-    "ROUNDING",
     "SMALLEST_NOISE",
     "Mechanism",
     "calibrate",
@@ -34,9 +35,6 @@ __all__ = [
 RELATION = NeighboringRelation.ADD_OR_REMOVE_ONE
 SMALLEST_NOISE, LARGEST_NOISE = 0.3, 1000.0
 """Noise multipliers between which a plan makes sense: less hides nobody, more leaves nothing but noise."""
-ROUNDING = 1e-5
-"""Gradients are clipped to this much less than the norm that is charged, because a patient's presence changes the rounding of the
-others' gradients: in float32 by about a millionth of the norm for a batch of 64, in float64 not to speak of."""
 FINE, COARSE, ROUGH = 1e-4, 1e-3, 1e-2
 """Grids of the privacy loss. All round pessimistically; a coarser one is faster and overstates more."""
 PRECISION = 1e-3
@@ -102,7 +100,7 @@ def calibrate(*, epsilon: float, delta: float, sampling_rate: float, steps: int)
     return high
 
 
-def in_roster(privacy: SitePrivacy, site: str) -> None:
+def in_roster(privacy: SitePrivacy | ConsortiumPrivacy, site: str) -> None:
     """See that a plan counts on a site.
 
     Raises:
@@ -126,6 +124,7 @@ class Mechanism:
         noise_multiplier: standard deviation of the noise in units of `clip_norm`.
         steps: of the whole run, the empty ones counted.
         patients: public count of the plan: the site's weight in the mean.
+        epsilon_target: the plan's bound.
         delta: probability with which epsilon need not hold.
 
     Guarantees:
@@ -139,6 +138,7 @@ class Mechanism:
     noise_multiplier: float
     steps: int
     patients: int
+    epsilon_target: float
     delta: float
 
     @classmethod
@@ -153,27 +153,39 @@ class Mechanism:
         if not isinstance(privacy, SitePrivacy):
             raise ConfigError(f"privacy.noise: is '{privacy.noise}'; a site adds noise only under 'site'")
         in_roster(privacy, site)
-        steps = plan.training.rounds * plan.training.local_steps
+        steps, rate = plan.training.rounds * plan.training.local_steps, sampled_rate(privacy.sampling_rate)
         return cls(
             site=site,
-            sampling_rate=privacy.sampling_rate,
+            sampling_rate=rate,
             clip_norm=privacy.clip_norm,
             noise_multiplier=calibrate(
-                epsilon=privacy.epsilon, delta=privacy.delta, sampling_rate=privacy.sampling_rate, steps=steps
+                epsilon=privacy.epsilon, delta=less_errors(privacy.delta), sampling_rate=rate, steps=steps
             ),
             steps=steps,
             patients=privacy.patients[site],
+            epsilon_target=privacy.epsilon,
             delta=privacy.delta,
         )
 
-    @property
-    def clip_to(self) -> float:
-        """Length to which the trainer clips: `clip_norm` less what rounding may add."""
-        return self.clip_norm * (1 - ROUNDING)
+    def integers(self, parameters: int) -> IntegerNoise:
+        """The grid on which gradients and noise are drawn, for a network of so many parameters.
+
+        Raises:
+            ConfigError: epsilon is so large that errors of drawing noise count beside delta.
+        """
+        made = IntegerNoise.sized(
+            parameters=parameters, clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier
+        )
+        if not see_errors(error=made.error(steps=self.steps), epsilon=self.epsilon_target, delta=self.delta):
+            raise ConfigError(
+                f"privacy.epsilon: {self.epsilon_target:g} is so large that the errors of drawing noise are no longer small "
+                "beside delta; lower it"
+            )
+        return made
 
     @property
     def noise_scale(self) -> float:
-        """Standard deviation of the noise on every coordinate of a step's sum."""
+        """Standard deviation of the noise that is accounted on every coordinate of a step's sum; what is drawn is a hair wider."""
         return self.noise_multiplier * self.clip_norm
 
     @property
@@ -197,5 +209,5 @@ class Mechanism:
             sampling_rate=self.sampling_rate,
             noise_multiplier=self.noise_multiplier,
             steps=self.steps if steps is None else steps,
-            delta=self.delta,
+            delta=less_errors(self.delta),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oncofed_shared.plan import Plan, SitePrivacy
+from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
 
 __all__ = ["uncharged"]
 
@@ -17,11 +17,11 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
 
     Guarantees:
         - Without privacy that is all that leaves.
-        - Under a private plan it names each message of a site that is not a noised update, and what its timing tells.
+        - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells.
     """
     parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
     privacy = plan.privacy
-    if not isinstance(privacy, SitePrivacy):
+    if isinstance(privacy, NoPrivacy):
         return (
             "column names and numbers of patients of each site",
             "sums per column over each site's training patients (scaling, class weights)",
@@ -33,7 +33,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         "whether each site takes part: that enough patients consented, and that its files could be read",
         "how long each site computes in a round, which hints at how many patients were sampled",
     ]
-    if privacy.release_tables:
+    if isinstance(privacy, SitePrivacy) and privacy.release_tables:
         found.append(_TABLES.format(parts=f"its {parts}, who never train") + "; and so their numbers")
     if runs > 1:
         found.append(

@@ -19,11 +19,12 @@ from oncofed_shared.errors import DataError, StorageError
 __all__ = ["dump_json", "read_arrays", "write_arrays", "write_whole"]
 
 
-def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
+def write_whole(path: Path, content: bytes, *, private: bool = False, synced: bool = True) -> None:
     """Write a file so that a reader, a crash or a full disk sees the old one or the new one, never a part.
 
     Args:
         private: readable by its owner alone, for a site's state; otherwise by everybody, for reports.
+        synced: False where a power cut may cost the newest file.
 
     Raises:
         StorageError: the folder cannot be written or the disk is full; nothing is left behind.
@@ -35,7 +36,8 @@ def write_whole(path: Path, content: bytes, *, private: bool = False) -> None:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         Path(temporary).chmod(0o600 if private else 0o644)
         Path(temporary).replace(path)
         temporary = None

@@ -21,6 +21,7 @@ from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
 from oncofed_simulations.allocator import return_large_arrays
+from oncofed_simulations.curve import CurveOptions, privacy_curve
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
 from oncofed_simulations.raw_cohort import write_raw_cohort
@@ -164,6 +165,48 @@ def cohort(
         raise ConfigError(f"--formats {formats}: expected 'tables' or 'raw'")
     _FORMATS[formats](out, sites=sites, patients=patients, seed=seed)
     print(f"{sites} sites with {patients} patients in {out}")
+
+
+@app.command("privacy-curve")
+def curve(
+    study: Annotated[Path, typer.Argument(help="A private study plan, a TOML file.", readable=False)],
+    sites: Annotated[Path, typer.Option(help="Folder with a folder per hospital.", readable=False)],
+    epsilon: Annotated[str, typer.Option(help="Epsilons with commas; inf is no privacy.")] = "1,3,8,inf",
+    seeds: Annotated[str, typer.Option(help="Seeds with commas, or FIRST-LAST.")] = "0-4",
+    out: Annotated[Path, typer.Option(help="Where curve.json goes.", readable=False)] = Path("out/curve"),
+    min_patients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
+) -> None:
+    """Measure what privacy costs, by epsilon and by who draws the noise; repeat the command to go on."""
+    try:
+        epsilons = tuple(float(e) for e in epsilon.split(","))
+        first, _, last = seeds.partition("-")
+        numbers = tuple(range(int(first), int(last) + 1)) if last else _seeds(seeds)
+    except ValueError:
+        raise ConfigError("--epsilon or --seeds: expected numbers like 1,3,inf and 0,1,2 or 0-4") from None
+    if any(not e > 0 for e in epsilons) or len(set(epsilons)) < len(epsilons):
+        raise ConfigError(f"--epsilon {epsilon}: expected different numbers above 0")
+    progress = Progress(TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
+    with progress:
+        bar = progress.add_task("points", total=None)
+        options = CurveOptions(
+            sites=sites,
+            out=out,
+            epsilons=epsilons,
+            seeds=numbers,
+            min_patients=min_patients,
+            jobs=jobs,
+            command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
+            announce=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        result = privacy_curve(load(study), options)
+    for name, by_epsilon in (result["mechanisms"] | result["differences"]).items():
+        for at, cell in by_epsilon.items():
+            bounds = "" if cell["ci"] is None else f" (95 % {cell['ci'][0]:.4f} to {cell['ci'][1]:.4f})"
+            print(f"{name}, epsilon {at}: {cell['mean']:.4f}{bounds}, {len(cell['per_seed'])} seeds")
+    print(f"curve: {out / 'curve.json'}")
 
 
 @import_app.command()

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from oncofed_client.site import Site, training_set
-from oncofed_client.training import TrainingSet, penalties
+from oncofed_client.session import training_set
+from oncofed_client.site import Site
+from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import Preparation
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.messages import Trial
 from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.penalties import penalties
 from oncofed_shared.plan import Plan
 from oncofed_simulations.consortium import Consortium, Run, open_site
 from oncofed_simulations.folders import site_folders

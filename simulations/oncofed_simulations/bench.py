@@ -22,8 +22,10 @@ from oncofed_shared.plan import load
 from oncofed_simulations.bare import Workload
 from oncofed_simulations.bench_crowd import crowd_memory, crowd_round
 from oncofed_simulations.bench_measure import MEBIBYTE, Measure
+from oncofed_simulations.bench_noise import sampler
 from oncofed_simulations.bench_prepare import preprocessing
 from oncofed_simulations.bench_private import private_step
+from oncofed_simulations.bench_secagg import secure_sums
 
 __all__ = ["BENCHMARKS", "Measure", "Timed", "demo", "loopback_overhead", "main"]
 
@@ -101,6 +103,8 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "memory": crowd_memory,
     "private": private_step,
     "preprocessing": preprocessing,
+    "noise": sampler,
+    "secagg": secure_sums,
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from oncofed_client.private_training import private_update
 from oncofed_client.randomness import Randomness
-from oncofed_client.site import training_set
+from oncofed_client.session import training_set
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.features import no_sums, prepare, unite

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
-from oncofed_client.site import Site, Source
+from oncofed_client.site import Site
+from oncofed_client.source import Source
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, SitePrivacy, parse
-from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan
+from oncofed_shared.plan import NoPrivacy, Plan, parse
+from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan, noise_of_each
 
-__all__ = ["AsPlanned", "pooled_like", "without_privacy"]
+__all__ = ["AsPlanned", "pooled_like", "with_site_noise", "without_ledgers", "without_privacy"]
 
 
 class AsPlanned:
@@ -67,7 +68,25 @@ def pooled_like(consortium: Consortium) -> Consortium:
     Without privacy, the consortium as it is.
     """
     privacy = consortium.plan.privacy
-    if not isinstance(privacy, SitePrivacy):
+    if isinstance(privacy, NoPrivacy):
         return consortium
     total = sum(privacy.patients[name] for name in consortium.sites)
-    return _under(consortium, _with(consortium.plan, privacy.model_dump(mode="json") | {"patients": {POOLED: total}}))
+    each = noise_of_each(privacy.model_dump(mode="json"))
+    return _under(consortium, _with(consortium.plan, each | {"patients": {POOLED: total}}))
+
+
+def with_site_noise(consortium: Consortium) -> Consortium:
+    """The same study with all the noise drawn by every site, and the same bound for a patient."""
+    privacy = consortium.plan.privacy.model_dump(mode="json")
+    return _under(consortium, _with(consortium.plan, noise_of_each(privacy)))
+
+
+def without_ledgers(consortium: Consortium) -> Consortium:
+    """For the arms of single sites under a private plan: they are comparisons, and no account of a site pays for them.
+
+    Without privacy, the consortium as it is.
+    """
+    if isinstance(consortium.plan.privacy, NoPrivacy):
+        return consortium
+    plan = baseline_plan(consortium.plan)
+    return _under(consortium, plan)

@@ -15,11 +15,13 @@ from oncofed_client.settings import SETTINGS_FILE, SiteSettings, has_settings, l
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
 from oncofed_server.aggregator import Aggregator, Phase, Roster, State
+from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
-from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, SurvivalTask, parse
+from oncofed_shared.messages import Head, Trial
+from oncofed_shared.plan import ConsortiumPrivacy, Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
+from oncofed_simulations.keys import aggregator_key, contributor_for, identities_of
 from oncofed_simulations.loopback import FakeClock, Tap, drive
 from oncofed_simulations.pooled import PooledSource
 
@@ -34,6 +36,7 @@ __all__ = [
     "federated_roster",
     "folder_settings",
     "keeper",
+    "noise_of_each",
     "open_site",
 ]
 
@@ -54,12 +57,24 @@ def folder_settings(folder: Path, plan: Plan) -> SiteSettings:
 
 
 def baseline_plan(plan: Plan) -> Plan:
-    """The plan of a model that one cohort trains, pooled or alone: there is nobody to choose from, and no layer is another's."""
+    """The plan of a model that one cohort trains, pooled or alone: there is nobody to choose from, and no layer is another's.
+
+    Nobody draws a share of noise with one cohort: it has all the noise itself.
+    """
     plain = {"local": (), "participation": 1.0, "minimum_sites": 1}
-    if plan.strategy.model_copy(update=plain) == plan.strategy:
+    consortium = isinstance(plan.privacy, ConsortiumPrivacy)
+    if plan.strategy.model_copy(update=plain) == plan.strategy and not consortium:
         return plan
     content = plan.model_dump(mode="json")
+    if consortium:
+        content["privacy"] = noise_of_each(content["privacy"])
     return parse({**content, "strategy": content["strategy"] | plain})
+
+
+def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
+    """A `[privacy]` table with noise over the consortium as one in which every site has all the noise, with the same bound."""
+    kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
+    return {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
 
 
 def open_site(
@@ -77,7 +92,17 @@ def open_site(
     source = FolderSource(folder, settings, state=state)
     plans = {p.hash: p for p in (plan, baseline_plan(plan))}
     seed = plan.simulation.noise_seed
-    return Site(source, plans, minimum_cohort=least, state=state, noise_seed=seed, scratch=scratch)
+    contributor = contributor_for(plan, settings, state) if state is not None else None
+    return Site(
+        source,
+        plans,
+        minimum_cohort=least,
+        policy=settings.policy,
+        state=state,
+        noise_seed=seed,
+        scratch=scratch,
+        contributor=contributor,
+    )
 
 
 class SparseTables(Mapping[str, NDArray[np.float64]]):
@@ -149,7 +174,9 @@ class Consortium:
 
     def federated(self, trial: Trial, *, arm: str = "federated") -> Run:
         """All sites together."""
-        roster = federated_roster(self.sites, self.externals)
+        secure = isinstance(self.plan.privacy, ConsortiumPrivacy)
+        states = {n: s.state for n, s in self.sites.items() if secure and s.state is not None}
+        roster = federated_roster(self.sites, self.externals, states)
         curves = arm == "federated"
         return self._run(arm, self.plan, roster, trial, self.sites | self.externals, curves=curves)
 
@@ -179,6 +206,9 @@ class Consortium:
             tap=self.tap,
             after_step=keeper(kept, self.watch, self.interrupted),
         )
+        if isinstance(plan.privacy, ConsortiumPrivacy) and not kept.aggregator.state.tables:
+            kept.found = False
+            kept.aggregator.state = replace(kept.aggregator.state, tables=self._own_tables(kept.aggregator, roster))
         kept.close()
         final = kept.aggregator.state
         return Run(
@@ -189,8 +219,21 @@ class Consortium:
             tables=SparseTables(final.tables),
         )
 
+    def _own_tables(self, aggregator: Aggregator, roster: Roster) -> dict[str, NDArray[np.float64]]:
+        """Exact tables that only a simulation can have: no site sends them."""
+        if aggregator.state.phase is not Phase.DONE:
+            return {}
+        head = Head(
+            session=aggregator.session, step=0, attempt=0, plan_hash=aggregator.plan.hash, trial=aggregator.trial
+        )
+        parameters = aggregator.shared_parameters()
+        parts = {n: "all" if n in roster.externals else "test" for n in roster.everybody}
+        members = self.sites | self.externals
+        present = {n: p for n, p in parts.items() if n not in aggregator.state.excluded}
+        return {n: members[n].tabulated(head, parameters, part=p, subgroups=True) for n, p in present.items()}
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(kw_only=True)
 class KeptRun:
     """A training run and the file that it goes on from, whichever engine drives it.
 
@@ -216,7 +259,8 @@ class KeptRun:
         key, path = KeptRun.place(store, arm, trial)
         state = load_state(path, plan) if path.exists() else None
         session = f"{plan.hash[:16]}/{key}"
-        aggregator = Aggregator(plan, roster, trial, session=session, curves=curves, state=state)
+        own = aggregator_key(store.parent) if roster.identities else None
+        aggregator = aggregator_for(plan, roster, trial, session=session, curves=curves, state=state, key=own)
         return KeptRun(key=key, path=path, aggregator=aggregator, found=aggregator.state.phase is Phase.DONE)
 
     def close(self) -> None:
@@ -232,10 +276,16 @@ class KeptRun:
             save_state(self.path, final)
 
 
-def federated_roster(sites: Iterable[str], externals: Iterable[str]) -> Roster:
-    """All sites together."""
+def federated_roster(
+    sites: Iterable[str], externals: Iterable[str], states: Mapping[str, Path] | None = None
+) -> Roster:
+    """All sites together.
+
+    Args:
+        states: state folders of those that keep an identity there.
+    """
     names = tuple(sites)
-    return Roster(trainers=names, evaluators=names, externals=tuple(externals))
+    return Roster(trainers=names, evaluators=names, externals=tuple(externals), identities=identities_of(states or {}))
 
 
 def keeper(

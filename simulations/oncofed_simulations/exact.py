@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sksurv.metrics import concordance_index_censored
 
-from oncofed_client.site import Site, training_set
+from oncofed_client.session import training_set
+from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Roster
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.losses import predict

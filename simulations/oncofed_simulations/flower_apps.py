@@ -23,8 +23,8 @@ from oncofed_server.app import Exchange, ask_names
 from oncofed_shared.errors import Interrupted, LocalProtocolError, OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Request, Trial, from_bytes, to_bytes
 from oncofed_shared.plan import Plan
-from oncofed_simulations.consortium import KeptRun, federated_roster, keeper, open_site
-from oncofed_simulations.flower_job import Job, stop_is_asked, write_outcome
+from oncofed_simulations.consortium import KeptRun, keeper, open_site
+from oncofed_simulations.flower_job import Job, roster_of, stop_is_asked, write_outcome
 from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.processes import runs
 
@@ -96,9 +96,7 @@ class _Lane:
 
     def take(self, trial: Trial) -> None:
         job = self._job
-        roster = federated_roster(
-            [m.name for m in job.members if not m.external], [m.name for m in job.members if m.external]
-        )
+        roster = roster_of(self._plan, job.members)
         self._kept = KeptRun.open(self._plan, Path(job.store), "federated", roster, trial, curves=True)
         self._exchange = Exchange(
             self._kept.aggregator,

@@ -21,8 +21,8 @@ from oncofed_shared.errors import ConfigError, LocalProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import write_whole
-from oncofed_simulations.consortium import KeptRun, federated_roster
-from oncofed_simulations.flower_job import Job, Member
+from oncofed_simulations.consortium import KeptRun
+from oncofed_simulations.flower_job import Job, Member, roster_of
 from oncofed_simulations.flower_supervisor import Supervisor
 from oncofed_simulations.processes import subreaper
 
@@ -118,9 +118,7 @@ class FlowerEngine:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _kept(self, trial: Trial) -> KeptRun:
-        roster = federated_roster(
-            [m.name for m in self.members if not m.external], [m.name for m in self.members if m.external]
-        )
+        roster = roster_of(self.plan, self.members)
         return KeptRun.open(self.plan, self.out / "progress", "federated", roster, trial, curves=True)
 
     def _lanes(self, trials: list[Trial]) -> int:

@@ -8,19 +8,22 @@ outcome.json    from the ServerApp: how it ended
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from oncofed_server.aggregator import Roster
 from oncofed_shared import errors
 from oncofed_shared.errors import LocalProtocolError, OncofedError, StorageError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, parse
+from oncofed_shared.plan import ConsortiumPrivacy, Plan, parse
 from oncofed_shared.storage import dump_json, write_whole
+from oncofed_simulations.consortium import federated_roster
 
-__all__ = ["Job", "Member", "ask_to_stop", "read_outcome", "stop_is_asked", "write_outcome"]
+__all__ = ["Job", "Member", "ask_to_stop", "read_outcome", "roster_of", "stop_is_asked", "write_outcome"]
 
 
 class Member(BaseModel):
@@ -32,6 +35,14 @@ class Member(BaseModel):
     folder: str
     state: str
     external: bool
+
+
+def roster_of(plan: Plan, members: Sequence[Member]) -> Roster:
+    """Who does what; with the identity keys of those who add up securely."""
+    inside = [m for m in members if not m.external]
+    secure = isinstance(plan.privacy, ConsortiumPrivacy)
+    states = {m.name: Path(m.state) for m in inside if secure}
+    return federated_roster([m.name for m in inside], [m.name for m in members if m.external], states)
 
 
 class Job(BaseModel):

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
-from oncofed_client.site import Source
+from oncofed_client.source import Source
 from oncofed_shared.features import unite
 from oncofed_shared.messages import Columns, Trial
 from oncofed_shared.plan import Plan

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from oncofed_server.released import released_scores
 from oncofed_server.results import (
     Numbers,
     alone_numbers,
@@ -19,17 +20,20 @@ from oncofed_server.results import (
     shown,
     spread,
 )
-from oncofed_shared.errors import OncofedError, RemoteProtocolError
+from oncofed_shared.consortium import TablesMechanism
+from oncofed_shared.errors import ConfigError, OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import Plan, SitePrivacy
-from oncofed_shared.privacy import Mechanism, in_roster
+from oncofed_shared.noised_tables import coarse_entries, placed_grid
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
+from oncofed_shared.privacy import in_roster
 from oncofed_shared.releases import uncharged
 from oncofed_shared.scoring import WHOLE, split_vector
-from oncofed_simulations.comparisons import pooled_like, without_privacy
+from oncofed_simulations.comparisons import pooled_like, with_site_noise, without_ledgers, without_privacy
 from oncofed_simulations.consortium import Consortium, Run, SparseTables, could_train
 from oncofed_simulations.exact import exact_numbers
 from oncofed_simulations.pooled import PooledSource
 from oncofed_simulations.reference import reference_tables
+from oncofed_simulations.spending import spending
 
 __all__ = ["Study"]
 
@@ -55,9 +59,10 @@ class Study:
         self.sites, self.externals = tuple(consortium.sites), tuple(consortium.externals)
         self.folds = range(plan.evaluation.folds) if plan.evaluation.folds else (-1,)
         trials = [trial for per_seed in self._trials() for trial in per_seed]
-        self.private = isinstance(plan.privacy, SitePrivacy)
+        self.private = not isinstance(plan.privacy, NoPrivacy)
+        self._shared_noise = isinstance(plan.privacy, ConsortiumPrivacy)
         # Calibrated before the run: a plan whose epsilon is impossible never begins.
-        self.mechanisms = {n: Mechanism.for_plan(plan, n) for n in consortium.sites if self.private}
+        self.mechanisms = {n: spending(plan, n) for n in consortium.sites if self.private}
         self.trainable = [n for n, site in consortium.sites.items() if all(could_train(plan, site, t) for t in trials)]
 
     def _preflight(self) -> dict[str, str]:
@@ -68,18 +73,37 @@ class Study:
         for group in (self.consortium.sites, self.consortium.externals):
             for name, site in list(group.items()):
                 try:
-                    if isinstance(privacy, SitePrivacy) and group is self.consortium.sites:
+                    if not isinstance(privacy, NoPrivacy) and group is self.consortium.sites:
                         in_roster(privacy, name)
                     site.admit(self.plan, trial)
                 except OncofedError as error:
                     errors.append(error)
                     excluded[name] = "; ".join(error.problems[:3])
                     del group[name]
+        self._complete(excluded)
         if not self.consortium.sites:
             worst = max(errors, key=lambda e: e.exit_code)
             lines = [f"{n}: {w}" for n, w in excluded.items()]
             raise type(worst)("no site can take part:", *lines, code=worst.code)
         return excluded
+
+    def _complete(self, excluded: Mapping[str, str]) -> None:
+        """See that enough of a roster is here for its secure sums.
+
+        Raises:
+            ConfigError: more sites of `privacy.patients` are missing than `privacy.drop` allows.
+        """
+        privacy = self.plan.privacy
+        if not isinstance(privacy, ConsortiumPrivacy):
+            return
+        missing = [n for n in privacy.patients if n not in self.consortium.sites]
+        if len(missing) > privacy.drop:
+            raise ConfigError(
+                f"privacy.patients: {len(missing)} of its {len(privacy.patients)} sites do not take part, and privacy.drop is "
+                f"{privacy.drop}; the noise is sized for the others",
+                *(f"{n}: {excluded.get(n, 'is not among the sites of this run')}" for n in missing),
+                code="roster",
+            )
 
     def _trials(self) -> list[list[Trial]]:
         """Per seed, its folds or its one split."""
@@ -103,7 +127,7 @@ class Study:
         per_seed, resplits = len(self.folds) * len(self.seeds), self.plan.evaluation.resplits
         runs = per_seed + bool(self.plan.evaluation.folds) + resplits
         if self.baselines:
-            runs += per_seed * (1 + len(self.trainable) + self.private) + resplits
+            runs += per_seed * (1 + len(self.trainable) + self.private + self._shared_noise) + resplits
         return runs * self.plan.training.rounds
 
     def train(self) -> tuple[Run, dict[str, Any]]:
@@ -127,14 +151,18 @@ class Study:
             if self.private:
                 free = partial(without_privacy(consortium).federated, arm="without_privacy")
                 runs["without_privacy"] = _each(free, self._trials())
+            if self._shared_noise:
+                noisy = partial(with_site_noise(consortium).federated, arm="site_noise")
+                runs["site_noise"] = _each(noisy, self._trials())
         return released, self._result(runs, arms, references)
 
     def _alone(self) -> Numbers:
         """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
         tables: dict[str, Replicates] = {}
+        single = without_ledgers(self.consortium)
         for name in self.trainable:
             with suppress(RemoteProtocolError):
-                tables[name] = _replicates(_each(partial(self.consortium.alone, name), self._trials()))
+                tables[name] = _replicates(_each(partial(single.alone, name), self._trials()))
         return alone_numbers(self.plan, tables, self.sites)
 
     def _result(
@@ -167,6 +195,7 @@ class Study:
             "bytes_down": sum(r.state.cost.bytes_down for r in main),
             "rounds": [entry for run in main for entry in self._curve(run)],
             "uncharged": list(uncharged(plan, runs=len(self.seeds))),
+            "released": self._released(main[0]),
             "sites": self._site_rows(main[0]),
             "excluded": [{"name": n, "why": w} for n, w in (self.excluded | dict(main[0].state.excluded)).items()],
             "tasks": {t: tasks[t] for t in plan.task_names},
@@ -232,24 +261,34 @@ class Study:
             entries.append(entry)
         return entries
 
+    def _released(self, run: Run) -> list[dict[str, Any]]:
+        """Scores as a deployed study would release them; of the first run alone, because a study releases one."""
+        counts = run.state.released
+        if counts is None:
+            return []
+        grid = placed_grid(self.plan, run.state.histogram)
+        mechanism = TablesMechanism.for_plan(self.plan, cells=len(counts), entries=coarse_entries(self.plan))
+        return released_scores(self.plan, counts, mechanism, run.state.present, grid)
+
     def _site_rows(self, run: Run) -> list[dict[str, Any]]:
         rows = []
         for name in (*self.sites, *self.externals):
             described = run.state.descriptions.get(name)
             if described is None:
                 continue
-            parts, mechanism = described.parts, self.mechanisms.get(name)
+            parts, spent = described.parts, self.mechanisms.get(name)
             rows.append(
                 {
                     "name": name,
-                    "patients": mechanism.patients if mechanism else parts.get("all"),
+                    "patients": spent.patients if spent else parts.get("all"),
                     "train": parts.get("train"),
                     "validation": parts.get("validation"),
                     "test": parts.get("test"),
                     "modalities": dict(described.modalities),
                     "events": dict(described.events),
-                    "epsilon": mechanism.epsilon() if mechanism else None,
-                    "delta": mechanism.delta if mechanism else None,
+                    "epsilon": spent.epsilon if spent else None,
+                    "delta": spent.delta if spent else None,
+                    "epsilon_alone": spent.epsilon_alone if spent else None,
                     "trained": name in self.sites and name not in run.state.excluded,
                     "external": name in self.externals,
                 }
@@ -276,7 +315,7 @@ def _replicates(runs: Sequence[Sequence[Run]]) -> list[SparseTables]:
 def _by_arm(arms: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """{arm: {task: {metric: x}}} to {task: {metric: {arm: x}}}."""
     made: dict[str, Any] = {}
-    order = ("federated", "pooled", "alone", "without_privacy", "reference")
+    order = ("federated", "pooled", "site_noise", "alone", "without_privacy", "reference")
     for arm in sorted(arms, key=lambda a: (order.index(a) if a in order else len(order), a)):
         for task, metrics in arms[arm].items():
             for metric, entry in metrics.items():

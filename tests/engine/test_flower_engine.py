@@ -146,11 +146,15 @@ def test_same_bytes_without_a_network_and_nothing_left(
     assert all(r["seconds"] > 0 for r in flower["rounds"])
 
 
-def test_same_bytes_with_noise_at_the_sites(tmp_path: Path, start: Callable[..., Command]) -> None:
+@pytest.mark.parametrize("noise", ["site", "consortium"])
+def test_same_bytes_with_noise(tmp_path: Path, start: Callable[..., Command], noise: str) -> None:
     """Given the simulation's own noise seed, which no deployed site accepts, a private run is the same under both engines."""
     content = read_toml(Path(__file__).resolve().parents[2] / "simulations" / "studies" / "demo_private.toml")
     content["training"]["rounds"] = 3
     content["simulation"]["noise_seed"] = 7
+    if noise == "consortium":
+        del content["privacy"]["release_tables"]
+        content["privacy"] |= {"noise": "consortium", "score_epsilon": 3}
     path = tmp_path / "private.toml"
     path.write_text(tomli_w.dumps(content), encoding="utf-8")
     for engine in ("loopback", "flower"):

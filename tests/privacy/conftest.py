@@ -57,7 +57,7 @@ def changed(changes: dict[str, Any]) -> Plan:
         here = content
         for name in parents:
             here = here.setdefault(name, {})
-        here[last] = value
+        here[last] = copy.deepcopy(value)
     return parse(content)
 
 

@@ -106,6 +106,33 @@ class Excluded(Part):
     why: str
 
 
+class Point(Part):
+    """A group of score bins in a released calibration."""
+
+    predicted: Number
+    range: Bounds
+    observed: Number
+    ci: Bounds
+    patients: int
+
+
+class Released(Part):
+    """A score from a noised sum; its totals may be negative."""
+
+    task: str
+    metric: str
+    value: Number | None
+    ci: Bounds | None
+    why: str
+    points: list[Point] | None = None
+    epsilon: Annotated[float, Field(gt=0)]
+    delta: Annotated[float, Field(gt=0)]
+    noise_std: Annotated[float, Field(gt=0)]
+    patients: int
+    events: int
+    seed: int | None = None
+
+
 class Result(Part):
     study: str
     purpose: str
@@ -125,6 +152,7 @@ class Result(Part):
     references: dict[str, dict[str, dict[str, Score]]]
     binning_error: dict[str, dict[str, Number]]
     figures: dict[str, dict[str, dict[str, Any]]]
+    released: list[Released] | None = None
     resplits: dict[str, dict[str, dict[str, Spread]]]
     folds: dict[str, dict[str, dict[str, Spread]]]
     command: str

@@ -14,8 +14,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from oncofed_client.session import training_set
 from oncofed_client.settings import load_settings
-from oncofed_client.site import Site, training_set
+from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
 from oncofed_client.training import local_update
 from oncofed_shared.features import Preparation, column_sums, prepare, unite

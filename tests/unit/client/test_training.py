@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from oncofed_client.training import TrainingSet, local_update, penalties
+from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import patient_losses, targets
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.penalties import penalties
 from oncofed_shared.plan import Plan, parse
 
 Values = NDArray[np.float64]

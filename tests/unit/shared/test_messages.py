@@ -58,6 +58,8 @@ PLAIN_FIELDS: dict[Any, st.SearchStrategy[Any]] = {
     str: TEXT,
     bool: st.booleans(),
     "part": st.sampled_from(PARTS),
+    "kind": st.sampled_from(messages.KINDS),
+    bytes: st.binary(max_size=20),
     "code": st.from_regex(r"[a-z0-9-]{1,64}", fullmatch=True),
 }
 
@@ -65,10 +67,12 @@ PLAIN_FIELDS: dict[Any, st.SearchStrategy[Any]] = {
 def field(name: str, hint: Any) -> st.SearchStrategy[Any]:
     if dataclasses.is_dataclass(hint):
         return made(hint)
-    if name in PLAIN_FIELDS or hint in (int, str, bool):
+    if name in PLAIN_FIELDS or hint in (int, str, bool, bytes):
         return PLAIN_FIELDS.get(name, PLAIN_FIELDS.get(hint, TEXT))
     maps = {
         str(messages.Columns): st.dictionaries(TEXT, st.lists(TEXT, max_size=4).map(tuple), max_size=3),
+        str(messages.Names): st.lists(TEXT, max_size=4).map(tuple),
+        str(messages.Blobs): st.dictionaries(TEXT, st.binary(max_size=20), max_size=3),
         str(messages.Counts): st.dictionaries(TEXT, INTEGERS, max_size=3),
         str(messages.Arrays): NAMED,
     }

@@ -21,7 +21,6 @@ from oncofed_shared.plan import parse
 from oncofed_shared.privacy import (
     COARSE,
     LARGEST_NOISE,
-    ROUNDING,
     SMALLEST_NOISE,
     Mechanism,
     calibrate,
@@ -133,7 +132,6 @@ def test_a_mechanism_is_what_the_plan_says_and_its_event_is_what_it_does() -> No
     assert (made.sampling_rate, made.clip_norm, made.steps, made.delta) == (0.25, 0.5, 60, 1e-5)
     assert made.expected_batch == 0.25 * 200
     assert made.noise_scale == made.noise_multiplier * 0.5
-    assert made.clip_to == 0.5 * (1 - ROUNDING)
     assert made.relation is NeighboringRelation.ADD_OR_REMOVE_ONE
     step = PoissonSampledDpEvent(0.25, GaussianDpEvent(made.noise_multiplier))
     assert made.event == SelfComposedDpEvent(step, 60)

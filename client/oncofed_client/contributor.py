@@ -1,0 +1,328 @@
+"""A site's part in the secure sums of a private run: its keys, its account, and the one way by which a share leaves.
+
+For each share (protocol, rules 11 and 12): reserve in the ledger, sample, clip, check, add noise, mask, store, commit, hand over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from numpy.typing import NDArray
+
+from oncofed_client.budget import Charge
+from oncofed_client.charged_reply import charged_reply
+from oncofed_client.egress import check_share
+from oncofed_client.identity import identity_of, raw_public
+from oncofed_client.ledger import LEDGER_FILE, Ledger
+from oncofed_client.outbox import OUTBOX_FILE, Outbox
+from oncofed_client.plan_charges import budget_policy, promised
+from oncofed_client.randomness import Randomness
+from oncofed_client.settings import Policy
+from oncofed_shared import secagg
+from oncofed_shared.errors import DataError, PolicyRefusal, RemoteProtocolError
+from oncofed_shared.formation import group_of, step_of, to_ring
+from oncofed_shared.layout import fingerprint
+from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Formation, Head, Train
+from oncofed_shared.plan import Plan
+from oncofed_shared.storage import write_whole
+from oncofed_shared.witness import Head as LedgerHead
+from oncofed_shared.witness import Witness, sign_witness
+
+__all__ = ["Contributor", "Share", "account_of"]
+
+Share = Callable[[Randomness], NDArray[np.int64]]
+"""Samples, clips and adds noise; called once for one reservation."""
+_ADVERTISE = "Advertise"
+
+
+def account_of(plan: Plan, head: Head) -> str:
+    """Under which name the ledger keeps a run of a plan; a simulation trains a plan several times, and pays for each."""
+    run = hashlib.sha256(repr(head.trial).encode()).hexdigest()[:8]
+    return f"{plan.hash}/{run}"
+
+
+@dataclass(kw_only=True)
+class _Sitting:
+    """The newest formation of a session at this site."""
+
+    formation: Formation
+    party: secagg.SiteParty
+    version: tuple[int, int]
+
+
+@dataclass(kw_only=True)
+class Contributor:
+    """What a site needs for private studies, beside its patients.
+
+    Args:
+        site: its name.
+        state: its state folder: identity, ledger, stored replies, keys of sums.
+        identities: raw public identity keys of the roster by site, asked when a formation is joined.
+        trusted: public keys of others whose signatures under this site's ledger count, such as the aggregator's.
+        policy: the site's own.
+        clock: seconds since 1970.
+        noise_seed: makes noise repeatable and worthless; in a simulation only.
+        synced: False only in a simulation: a power cut may lose entries.
+    """
+
+    site: str
+    state: Path
+    identities: Callable[[], Mapping[str, bytes]]
+    policy: Policy
+    clock: Callable[[], float]
+    trusted: tuple[bytes, ...] = ()
+    noise_seed: int | None = None
+    synced: bool = True
+    _ledger: Ledger | None = None
+    _outbox: Outbox | None = None
+    _sittings: dict[str, _Sitting] = field(default_factory=dict)
+
+    @cached_property
+    def _key(self) -> Ed25519PrivateKey:
+        return identity_of(self.state)
+
+    @property
+    def ledger(self) -> Ledger:
+        """The site's ledger; made when there is none.
+
+        Raises:
+            DataError, PolicyRefusal: it is damaged, or an old copy.
+        """
+        if self._ledger is None:
+            key, path = self._key, self.state / LEDGER_FILE
+            if path.exists():
+                self._ledger = Ledger.open(path, site=self.site, key=key, synced=self.synced)
+            else:
+                self._ledger = Ledger.create(path, site=self.site, key=key, now=self.clock(), synced=self.synced)
+        return self._ledger
+
+    @property
+    def outbox(self) -> Outbox:
+        """The site's stored replies."""
+        if self._outbox is None:
+            self._outbox = Outbox(self.state / OUTBOX_FILE, epoch=self.ledger.epoch, synced=self.synced)
+        return self._outbox
+
+    def approve(self, plan: Plan, head: Head, charges: tuple[Charge, ...]) -> None:
+        """Reserve a whole run, or refuse it.
+
+        Guarantees:
+            - A plan that the site's budget does not allow is refused before anything is computed.
+            - A ledger that may be an old copy answers nothing.
+
+        Raises:
+            PolicyRefusal: with every reason.
+        """
+        if self.ledger.silent:
+            raise PolicyRefusal("the ledger was restored, and nobody has signed its new epoch yet", code="silent")
+        epsilon, delta = promised(plan)
+        self.ledger.approve(
+            account_of(plan, head),
+            study=f"{plan.study.name}, seed {head.trial.seed}",
+            charges=charges,
+            epsilon=epsilon,
+            delta=delta,
+            policy=budget_policy(self.policy),
+            now=self.clock(),
+        )
+
+    def exchange(self, plan: Plan, request: Exchange) -> Exchanged:
+        """Answer for a set-up or for the opening of a sum; what others see of ledgers goes with it.
+
+        Guarantees:
+            - The state of the keys is on disk before the answer leaves.
+            - A head of a ledger is signed only if its site signed it.
+
+        Raises:
+            RemoteProtocolError: it does not belong to the formation, or is not allowed in its state.
+        """
+        ask = secagg.from_bytes(request.content)
+        begins = type(ask).__name__ == _ADVERTISE
+        party = self._party(plan, request.head, request.formation, begins=begins)
+        answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
+        self._keep(request.head.session, request.formation, party)
+        self._take_witnesses(request)
+        return Exchanged(
+            head=request.head,
+            site=self.site,
+            content=secagg.to_bytes(answer),
+            ledger=self.ledger.head(),
+            witnesses=self._signed(request.heads),
+        )
+
+    def contribute(
+        self, plan: Plan, request: Contribute, *, size: int, charge: Charge, largest: int, share: Share
+    ) -> Contribution:
+        """A share of a sum, charged, noised, masked and stored.
+
+        Args:
+            size: length of the share, as the site works it out.
+            largest: magnitude beyond which no coordinate of it may be, noise counted.
+            share: computes it.
+
+        Guarantees:
+            - Nothing leaves that was not reserved before, and stored.
+            - Asked again, the same bytes; asked otherwise under the same number, nothing.
+            - The masks are bound to the parameters that this site was sent.
+
+        Raises:
+            PolicyRefusal, RemoteProtocolError: it may not leave.
+        """
+        head, formation = request.head, request.formation
+        party = self._party(plan, head, formation, begins=False)
+        step = step_of(
+            number=request.number,
+            size=size,
+            kind=request.kind,
+            round_number=request.round,
+            parameters=request.parameters,
+            histogram=request.histogram,
+        )
+        reply_id = f"{head.session}|{formation.name}|{request.number}"
+        asked = (plan.hash, repr(head.trial), formation.members, step.parts)
+        request_hash = hashlib.sha256(repr((reply_id, asked)).encode()).hexdigest()
+
+        def compute() -> bytes:
+            values = share(self._random(f"{head.trial}|{request.kind}|{request.round}|{request.number}"))
+            check_share(values, size=size, largest=largest)
+            upload = party.upload(step, to_ring(values, party.group.ring_bits))
+            self._keep(head.session, formation, party)
+            return secagg.to_bytes(upload)
+
+        content = charged_reply(
+            self.ledger,
+            self.outbox,
+            plan_hash=account_of(plan, head),
+            session=head.session,
+            reply_id=reply_id,
+            request_hash=request_hash,
+            charge=charge,
+            compute=compute,
+            now=self.clock(),
+        )
+        return Contribution(head=head, site=self.site, content=content, ledger=self.ledger.head())
+
+    def noised(
+        self, plan: Plan, request: Train, *, charge: Charge, compute: Callable[[Randomness], NDArray[np.uint64]]
+    ) -> NDArray[np.uint64]:
+        """The update of a round under noise = "site", charged and stored: ring elements.
+
+        Guarantees:
+            - Nothing leaves that was not reserved before, and stored.
+            - A round is computed once: asked again, the same; asked otherwise, nothing.
+
+        Raises:
+            PolicyRefusal, RemoteProtocolError: it may not leave.
+        """
+        head = request.head
+        reply_id = f"{head.session}|round {request.round}"
+        asked = (reply_id, plan.hash, repr(head.trial), fingerprint(request.parameters))
+        content = charged_reply(
+            self.ledger,
+            self.outbox,
+            plan_hash=account_of(plan, head),
+            session=head.session,
+            reply_id=reply_id,
+            request_hash=hashlib.sha256(repr(asked).encode() + request.control.tobytes()).hexdigest(),
+            charge=charge,
+            compute=lambda: compute(self._random(f"{head.trial}|{request.round}")).astype("<u8").tobytes(),
+            now=self.clock(),
+        )
+        return np.frombuffer(content, dtype="<u8").astype(np.uint64)
+
+    def _random(self, label: str) -> Randomness:
+        if self.noise_seed is None:
+            return Randomness.from_os()
+        return Randomness.repeatable(f"{self.noise_seed}|{self.site}|{label}")
+
+    # -- keys of sums -----------------------------------------------------------------------------------------------------------
+
+    def _place(self, session: str) -> Path:
+        return self.state / "sums" / f"{hashlib.sha256(session.encode()).hexdigest()[:16]}.keys"
+
+    def _party(self, plan: Plan, head: Head, formation: Formation, *, begins: bool) -> secagg.SiteParty:
+        """The party of a formation: the one at hand, the one on disk, or, where a set-up begins, a new one."""
+        path = self._place(head.session)
+        known, version = self._sittings.get(head.session), _version(path)
+        if known is not None and known.formation == formation and known.version == version:
+            return known.party
+        group = group_of(plan, head.session, formation, self.identities())
+        key = self._key
+        if version is not None:
+            kept, content = _read(path)
+            if kept == formation:
+                party = secagg.SiteParty.restore(group, self.site, key, content)
+                self._sittings[head.session] = _Sitting(formation=formation, party=party, version=version)
+                return party
+        if not begins:
+            raise RemoteProtocolError("this formation was never set up here, or is over", code="unknown-formation")
+        if self.site not in formation.members or dict(group.members)[self.site] != raw_public(key.public_key()):
+            raise RemoteProtocolError("this site with its key is not a member of the formation", code="formation")
+        return secagg.SiteParty(group, self.site, key)
+
+    def _keep(self, session: str, formation: Formation, party: secagg.SiteParty) -> None:
+        """Write the keys' state down, in place of the one before: what is erased there is erased here."""
+        path = self._place(session)
+        content = msgpack.packb((formation.name, formation.members, party.state()))
+        write_whole(path, content, private=True, synced=self.synced)
+        version = _version(path) or (0, 0)
+        # One session at a time, as with the site's own.
+        self._sittings = {session: _Sitting(formation=formation, party=party, version=version)}
+
+    # -- freshness --------------------------------------------------------------------------------------------------------------
+
+    def _signed(self, heads: Mapping[str, bytes]) -> dict[str, bytes]:
+        """This site's signatures under the others' ledgers."""
+        if not heads:
+            return {}
+        key, known = self._key, self.identities()
+        made: dict[str, bytes] = {}
+        for site, content in heads.items():
+            head = LedgerHead.from_bytes(content)
+            if (
+                site == self.site
+                or site not in known
+                or head.site != site
+                or not head.is_signed_by(_public(known[site]))
+            ):
+                raise RemoteProtocolError("a ledger's head is not signed by its site", code="ledger-head")
+            made[site] = sign_witness(key, name=self.site, head=content).to_bytes()
+        return made
+
+    def _take_witnesses(self, request: Exchange) -> None:
+        if not request.witnesses:
+            return
+        known = self.identities()
+        peers = {known[m] for m in request.formation.members if m in known and m != self.site}
+        for content in request.witnesses.values():
+            self.ledger.witness(Witness.from_bytes(content), trusted=(*peers, *self.trusted))
+
+
+def _public(raw: bytes) -> Ed25519PublicKey:
+    return Ed25519PublicKey.from_public_bytes(raw)
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What changes whenever a file is written anew: another process of this site may have gone on."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns
+
+
+def _read(path: Path) -> tuple[Formation, bytes]:
+    try:
+        name, members, content = msgpack.unpackb(path.read_bytes())
+        return Formation(name=name, members=tuple(members)), content
+    except (OSError, ValueError, TypeError):
+        raise DataError(
+            f"{path}: cannot be read; the site leaves this run, for its keys must not be used again"
+        ) from None

@@ -1,0 +1,62 @@
+"""What a site keeps of one training run while it lasts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from oncofed_client.cohort import Cohort
+from oncofed_client.training import TrainingSet
+from oncofed_shared.features import Preparation, prepared_input
+from oncofed_shared.layout import Layout
+from oncofed_shared.losses import targets
+from oncofed_shared.messages import Arrays, Trial
+from oncofed_shared.network import FusionNetwork
+from oncofed_shared.plan import Plan
+
+__all__ = ["Session", "training_set"]
+
+
+@dataclass(kw_only=True)
+class Session:
+    """What a site keeps of one training run.
+
+    Attributes:
+        whole: all parameters.
+        layout: those that are shared.
+        local: first values of the others.
+    """
+
+    plan: Plan
+    trial: Trial
+    preparation: Preparation
+    network: FusionNetwork
+    whole: Layout
+    layout: Layout
+    local: Arrays
+    cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
+
+    @cached_property
+    def label(self) -> str:
+        """The trial in words, for keys of batches and dropout."""
+        return str(self.trial)
+
+    def complete(self, shared: Arrays, kept: Arrays) -> Arrays:
+        """All parameters of the network: the shared ones as sent, the local ones as this site keeps them, or the first ones."""
+        return shared | {n: kept.get(n, first) for n, first in self.local.items()}
+
+
+def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
+    """The chosen patients of a cohort as tensors in the plan's dtype."""
+    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
+    values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
+    labels = {t: v[rows] for t, v in cohort.labels.items()}
+    return TrainingSet(
+        values=torch.from_numpy(values).to(dtype),
+        seen=torch.from_numpy(seen).to(dtype),
+        goals=targets(plan, labels, preparation.class_weights),
+    )

@@ -1,0 +1,70 @@
+"""What a site adds to a sum, as the plan wants it: its length, what it costs a patient, its largest number, how it is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oncofed_client.budget import Charge
+from oncofed_client.contributor import Share
+from oncofed_client.integer_step import consortium_share, tables_share
+from oncofed_client.plan_charges import Scored, tables_charge, tables_mechanism, training_charge
+from oncofed_client.training import TrainingSet
+from oncofed_shared.consortium import ConsortiumMechanism
+from oncofed_shared.layout import Layout
+from oncofed_shared.messages import Arrays
+from oncofed_shared.network import FusionNetwork
+from oncofed_shared.plan import Plan
+
+__all__ = ["PlannedShare", "scores_share", "training_share"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedShare:
+    """A share before it is computed.
+
+    Attributes:
+        size: its length.
+        charge: what it costs a patient.
+        largest: magnitude of a coordinate, noise counted.
+        share: makes it.
+    """
+
+    size: int
+    charge: Charge
+    largest: int
+    share: Share
+
+
+def training_share(
+    plan: Plan, network: FusionNetwork, layout: Layout, data: TrainingSet, parameters: Arrays
+) -> PlannedShare:
+    """A step's clipped, noised sum over the site's sampled patients."""
+    mechanism = ConsortiumMechanism.for_plan(plan, parameters=layout.size)
+    return PlannedShare(
+        size=layout.size,
+        charge=training_charge(mechanism, steps=1),
+        largest=mechanism.room + mechanism.tail,
+        share=lambda random: consortium_share(
+            plan, network, layout, data, parameters, mechanism=mechanism, random=random
+        ),
+    )
+
+
+def scores_share(plan: Plan, part: Scored, counts: NDArray[np.float64]) -> PlannedShare:
+    """The noised counts of the site's patients of a part.
+
+    Args:
+        part: `validation` for the histogram of scores, `test` for the tables.
+        counts: of `noised_tables`.
+    """
+    mechanism = tables_mechanism(plan, part)
+    whole = np.rint(counts).astype(np.int64)
+    return PlannedShare(
+        size=mechanism.cells,
+        charge=tables_charge(mechanism, part),
+        largest=mechanism.room + mechanism.tail,
+        share=lambda random: tables_share(whole, mechanism=mechanism, random=random),
+    )
