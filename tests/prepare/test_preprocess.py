@@ -289,6 +289,16 @@ def test_one_run_at_a_time_and_none_without_consent(copy_of: CopyOf) -> None:
         hospital.preprocess()
 
 
+def test_nothing_is_written_into_the_folder(copy_of: CopyOf) -> None:
+    hospital = copy_of("site-1")
+    before = {p: p.stat().st_mtime_ns for p in hospital.folder.rglob("*")}
+    settings = load_settings(hospital.folder)
+    with pytest.raises(ConfigError, match="nothing is written"):
+        preprocess(hospital.folder, settings, hospital.plan, study=STUDIES, state=hospital.folder / "state")
+    hospital.preprocess()
+    assert {p: p.stat().st_mtime_ns for p in hospital.folder.rglob("*")} == before
+
+
 def count(state: Path) -> dict[Path, int]:
     """Entries, and when each was written."""
     found = [p for p in (state / "cache").rglob("*") if p.is_file() and p.name[0] != "." and p.name != "index"]

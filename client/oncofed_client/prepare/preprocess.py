@@ -21,7 +21,7 @@ from oncofed_client.prepare.recipes import prepared_modalities, recipe
 from oncofed_client.prepare.report import Failure, Report, without_names
 from oncofed_client.prepare.stamps import Contents, folder_stamp
 from oncofed_client.settings import SiteSettings
-from oncofed_shared.errors import DataError, StorageError
+from oncofed_shared.errors import ConfigError, DataError, StorageError
 from oncofed_shared.plan import Plan
 
 __all__ = ["preprocess"]
@@ -303,7 +303,7 @@ def preprocess(
     Raises:
         PolicyRefusal: no consent is stated.
         DataError: the folder or the tables with consent cannot be read.
-        ConfigError: the study's radiomics settings are absent or not those of the plan.
+        ConfigError: the study's radiomics settings are absent or not those of the plan, or the state lies in the folder.
         StorageError: the state folder cannot be used, or another run is at work there.
 
     Guarantees:
@@ -312,5 +312,7 @@ def preprocess(
         - What is written holds no id, name, date, text or UID of the source.
         - The number of processes changes no byte of the entries.
     """
+    if state.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(f"{state}: lies in the site's folder, into which nothing is written; choose another --state")
     with _alone(state):
         return _Run(folder, settings, plan, study=study, cache=open_cache(state), watch=watch).work(jobs)
