@@ -21,6 +21,9 @@ from oncofed_shared.errors import DataError
 
 __all__ = ["read_volume"]
 
+_HOUNSFIELD = frozenset({"", "HU", "US"})
+"""RescaleType of a CT in HU: absent, said, or unspecified, as some scanners write."""
+
 
 def _headers(series: Series, limits: Limits) -> list[Header]:
     """Headers of all files without pixels, checked to be of one series."""
@@ -36,6 +39,8 @@ def _headers(series: Series, limits: Limits) -> list[Header]:
             raise header.wrong("Modality", f"is not {series.kind}, as that of the series is")
         if burned_in(header):
             raise header.wrong("BurnedInAnnotation", "is YES: a name may stand in its pixels; the series is refused")
+        if series.kind == "CT" and header.text("RescaleType") not in _HOUNSFIELD:
+            raise header.wrong("RescaleType", "is not HU; export the series in Hounsfield units")
         if header.has("ModalityLUTSequence"):
             raise header.wrong("ModalityLUTSequence", "is not accepted; export the series with a rescale slope")
     return headers
