@@ -17,7 +17,7 @@ from oncofed_client.consent import allowed_patients
 from oncofed_client.policy import policy_objections
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.inventory import RawReport, raw_report
-from oncofed_client.prepare.recipes import prepared_modalities
+from oncofed_client.prepare.recipes import prepared_modalities, undefined_names
 from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.reports import (
     CheckReport,
@@ -27,7 +27,7 @@ from oncofed_client.reports import (
     table_reports,
     task_report,
 )
-from oncofed_client.settings import SiteSettings
+from oncofed_client.settings import SETTINGS_FILE, SiteSettings
 from oncofed_client.tables import Problems, Table, load_tables
 from oncofed_shared.errors import DataError, ExitCode, PolicyRefusal
 from oncofed_shared.plan import Plan
@@ -95,12 +95,17 @@ def _strangers(tables: Mapping[str, Table], raw: RawReport | None) -> list[str]:
 
 
 def _unprepared(tables: Mapping[str, Table], settings: SiteSettings, plan: Plan) -> list[str]:
-    """Warn of modalities that this site makes from raw files and has not made."""
-    return [
-        f"modality {name}: is made from raw files and nothing of it is there yet; run `oncofed-site preprocess`"
-        for name, modality in prepared_modalities(plan, settings).items()
-        if (modality.table or name) not in tables
-    ]
+    """Warn of modalities that this site makes from raw files and has not made, or cannot."""
+    warnings = []
+    for name, modality in prepared_modalities(plan, settings).items():
+        absent = undefined_names(modality, settings)
+        if absent:
+            warnings.append(f"modality {name}: {SETTINGS_FILE} does not say what {' and '.join(absent)} is")
+        if (modality.table or name) not in tables:
+            warnings.append(
+                f"modality {name}: is made from raw files and nothing of it is there yet; run `oncofed-site preprocess`"
+            )
+    return warnings
 
 
 def _verdict(

@@ -17,6 +17,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from oncofed_client.check import check_study
 from oncofed_client.cohort import read_cohort
 from oncofed_client.consent import consented
 from oncofed_client.imaging.regions import read_region
@@ -270,7 +271,11 @@ def test_several_images_are_several_columns_and_one_missing_is_missing(copy_of: 
     wanted = hospital.plan.modalities["radiomics"].extraction.model_dump(mode="json") | {"images": ["ct", "nowhere"]}
     plan = changed(hospital.plan, radiomics={"extraction": wanted, "patterns": ["*_shape_*"], "tokens": "one"})
     settings = load_settings(hospital.folder)
-    preprocess(hospital.folder, settings, plan, study=STUDIES, state=hospital.state)
+    report = preprocess(hospital.folder, settings, plan, study=STUDIES, state=hospital.state)
+    assert any("imaging.series.nowhere" in note for note in report.notes)
+    assert any(
+        "imaging.series.nowhere" in w for w in check_study(hospital.folder, settings, plan, hospital.state).warnings
+    )
     cohort = read_cohort(hospital.folder, settings, plan, hospital.cache)
     assert set(cohort.columns["radiomics"]) == {c for c in cohort.columns["radiomics"] if c.startswith("ct_shape_")}
     assert cohort.columns["radiomics"]

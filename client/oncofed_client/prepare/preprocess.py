@@ -17,7 +17,7 @@ from oncofed_client.prepare.cases import Case, GenomicsCase, image_cases, perfor
 from oncofed_client.prepare.feature_table import FeatureTable
 from oncofed_client.prepare.pool import outcomes
 from oncofed_client.prepare.radiomics import load_extraction
-from oncofed_client.prepare.recipes import prepared_modalities, recipe
+from oncofed_client.prepare.recipes import prepared_modalities, recipe, undefined_names
 from oncofed_client.prepare.report import Failure, Report, without_names
 from oncofed_client.prepare.stamps import Contents, folder_stamp
 from oncofed_client.settings import SiteSettings
@@ -153,6 +153,11 @@ class _Run:
             features, rules = self.modalities[name].extraction, self.settings.imaging
             if features is None or rules is None:
                 continue
+            absent = undefined_names(self.modalities[name], self.settings)
+            if absent:
+                self.notes.append(
+                    f"{name}: site.toml does not say what {' and '.join(absent)} is, which the study asks for"
+                )
             for case in image_cases(
                 name, features, extraction, inventory=inventory, patients=self.allowed, settings=rules
             ):

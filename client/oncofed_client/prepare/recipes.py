@@ -11,7 +11,15 @@ from pathlib import Path
 from oncofed_client.settings import SiteSettings
 from oncofed_shared.plan import Modality, Plan
 
-__all__ = ["code_version", "from_images", "from_sequencing", "prepared_modalities", "recipe", "table_of"]
+__all__ = [
+    "code_version",
+    "from_images",
+    "from_sequencing",
+    "prepared_modalities",
+    "recipe",
+    "table_of",
+    "undefined_names",
+]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _READERS = {
@@ -61,6 +69,15 @@ def prepared_modalities(plan: Plan, settings: SiteSettings) -> dict[str, Modalit
         if table_of(name, modality) not in settings.tables
         and (from_images(modality, settings) or from_sequencing(modality, settings))
     }
+
+
+def undefined_names(modality: Modality, settings: SiteSettings) -> tuple[str, ...]:
+    """Tables of `site.toml` that a study's radiomics ask for and the site does not have."""
+    wanted, rules = modality.extraction, settings.imaging
+    if wanted is None or rules is None:
+        return ()
+    series = tuple(f"imaging.series.{role}" for role in wanted.images if role not in rules.series)
+    return (*series, *(f"imaging.regions.{region}" for region in wanted.regions if region not in rules.regions))
 
 
 def recipe(modality: Modality, settings: SiteSettings) -> str:
