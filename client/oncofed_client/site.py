@@ -144,7 +144,9 @@ class Site:
         """What a refusal says. Under a private plan whatever patients' data have caused has one same code (protocol, rule 11)."""
         plan = self.plans.get(request.head.plan_hash)
         private = plan is not None and plan.privacy.noise != "none"
-        return "data" if private and isinstance(error, DataError) else error.code
+        # What leaves the ring's range is noised already, and the run must end.
+        caused = isinstance(error, DataError) and error.code != "out-of-range"
+        return "data" if private and caused else error.code
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
         if plan.hash not in self._admitted:

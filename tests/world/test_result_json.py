@@ -97,6 +97,7 @@ class SiteRow(Part):
     events: dict[str, Count]
     epsilon: None
     delta: None
+    epsilon_alone: None
     trained: bool
     external: bool
 
