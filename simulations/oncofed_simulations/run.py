@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,10 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
     """
     started = time.monotonic()
     _check_out(plan, options)
+    if options.resume and all((options.out / name).exists() for name in PRODUCTS):
+        # They are taken away when a run begins: it has ended, and there is nothing to go on with.
+        finished: dict[str, Any] = json.loads((options.out / "result.json").read_bytes())
+        return finished
     if options.sites is not None:
         sites, externals = _open(plan, options, site_folders(options.sites))
         _claim(plan, options)
