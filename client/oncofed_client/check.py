@@ -17,6 +17,7 @@ from oncofed_client.consent import allowed_patients
 from oncofed_client.policy import policy_objections
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.inventory import RawReport, raw_report
+from oncofed_client.prepare.patches import count_patches
 from oncofed_client.prepare.recipes import prepared_modalities, undefined_names
 from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.reports import (
@@ -149,6 +150,10 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
     except DataError as error:
         problems.take(error)
     warnings += _unprepared(tables, settings, plan)
+    warnings += [
+        f"{name}: {count} patches are prepared; no network of this version reads them, so they change no result"
+        for name, count in count_patches(settings, plan, existing_cache(state), allowed).items()
+    ]
     assembly = assemble({} if broken else tables, settings, plan, counted, problems)
     reason = None if broken else cannot_run(assembly, plan, tables, folder)
     if reason is not None:

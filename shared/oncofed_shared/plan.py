@@ -37,6 +37,7 @@ from oncofed_shared.plan_genomics import (
     ReferenceSample,
     Severity,
 )
+from oncofed_shared.plan_imaging import RegionPatch
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.ring import RING_LIMIT
@@ -259,6 +260,7 @@ class Modality(Frozen):
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
+        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; no network reads them yet.
     """
 
     table: str | None = None
@@ -276,12 +278,13 @@ class Modality(Frozen):
     required: bool = False
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
+    patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        return {k: v for k, v in content.items() if k not in {"genomics", "extraction"} or v is not None}
+        return {k: v for k, v in content.items() if k not in {"genomics", "extraction", "patch"} or v is not None}
 
     @field_validator("patterns")
     @classmethod

@@ -12,11 +12,12 @@ from pydantic import Field, model_validator
 
 from oncofed_shared.strict import Frozen
 
-__all__ = ["AugmentationSettings", "PatchSettings"]
+__all__ = ["AugmentationSettings", "PatchSettings", "RegionPatch"]
 
 _MOST_VOXELS = 2**27
 Count = Annotated[int, Field(ge=1, le=1024)]
 Millimetres = Annotated[float, Field(gt=0.05, le=50)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9.+-]{0,63}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -50,6 +51,16 @@ class PatchSettings(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+class RegionPatch(PatchSettings):
+    """The patch of one role: `[modalities.NAME.patch.ROLE]`.
+
+    Attributes:
+        region: round which it is cut, as a site's `[imaging.regions.REGION]` names it.
+    """
+
+    region: Name = "tumour"
 
 
 class AugmentationSettings(Frozen):

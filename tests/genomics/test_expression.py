@@ -270,3 +270,15 @@ def test_no_file_outside_the_folder_is_read(site, tmp_path_factory):
     (made.folder / "a.link").symlink_to(outside)
     with pytest.raises(DataError, match="leads out of the site's folder"):
         read_expression(made, features())
+
+
+def test_who_may_not_enter_moves_no_size_factor(site):
+    files = {"files": ["c.tsv"]}
+    wanted = features(genes=["TP53", "EGFR"])
+    made = site({"c.tsv": text_of(COUNTS, SAMPLES, GENES)}, expression=files)
+    some = read_expression(made, wanted, frozenset(SAMPLES[:2]))
+    alone = read_expression(site({"c.tsv": text_of(COUNTS[:2], SAMPLES[:2], GENES)}, expression=files), wanted)
+    assert some.patients == alone.patients
+    np.testing.assert_array_equal(some.values, alone.values)
+    assert not np.array_equal(read_expression(made, wanted).values[:2], some.values), "the others did move it"
+    assert read_expression(made, wanted, frozenset()).patients == ()

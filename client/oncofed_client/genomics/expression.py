@@ -8,6 +8,7 @@ agree and no patient changes another's values.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -158,12 +159,26 @@ def _genes(features: ExpressionFeatures, site: SiteFiles) -> tuple[dict[str, str
     return wanted, {*wanted, *more}
 
 
-def read_expression(site: SiteFiles, features: ExpressionFeatures) -> FeatureTable:
+def _of_patients(matrix: Matrix, patients: Collection[str]) -> Matrix:
+    """The rows of some patients."""
+    rows = [row for row, patient in enumerate(matrix.patients) if patient in patients]
+    return replace(
+        matrix,
+        patients=tuple(matrix.patients[row] for row in rows),
+        values=matrix.values[rows],
+        totals=matrix.totals[rows],
+    )
+
+
+def read_expression(
+    site: SiteFiles, features: ExpressionFeatures, patients: Collection[str] | None = None
+) -> FeatureTable:
     """Read a site's expression files as a study asks for them.
 
     Args:
         site: has `settings.expression`.
         features: what the study asks for.
+        patients: who may enter; a size factor without a reference depends on these and on nobody else. None for all.
 
     Returns:
         One column per gene: of the study's `genes` all, NaN where the site lacks one; without such a list, of all genes.
@@ -190,9 +205,9 @@ def read_expression(site: SiteFiles, features: ExpressionFeatures) -> FeatureTab
         )
         _checked(path, matrix, files.values, features.values)
         matrices.append((path, matrix))
-    whole = combined(matrices)
+    whole = combined(matrices) if patients is None else _of_patients(combined(matrices), patients)
     values, problems = whole.values, list(whole.problems)
-    if features.normalisation == "size_factors":
+    if features.normalisation == "size_factors" and whole.patients:
         factors = _factors(whole, features, site)
         values = values / factors[:, None]
         lost = int(np.isnan(factors).sum())

@@ -1,7 +1,7 @@
 """What was prepared, kept so that it is prepared once: encrypted, content-addressed, by pseudonym.
 
     STATE/site.key                           the key; without it everything below is noise
-    STATE/cache/PSEUDONYM/RECIPE-INPUTS      one patient's features of one modality
+    STATE/cache/PSEUDONYM/RECIPE-INPUTS      one patient's features of one modality, or his patch of one role
     STATE/cache/index                        what the last whole run found, as keyed hashes
 
 PSEUDONYM is a keyed hash of the patient's id, RECIPE of the settings and of the code that read the files, INPUTS of the
@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +27,13 @@ from oncofed_client.prepare.keys import KEY_FILE, SiteKey
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["CACHE_FOLDER", "Cache", "Damaged", "Entry", "existing_cache", "open_cache", "state_folder"]
+__all__ = ["CACHE_FOLDER", "Cache", "Damaged", "Entry", "PatchEntry", "existing_cache", "open_cache", "state_folder"]
+
+T = TypeVar("T")
 
 CACHE_FOLDER = "cache"
 _LEFTOVER = "."
+_AXES = 3
 
 
 class Damaged(DataError):
@@ -74,6 +77,36 @@ class Entry:
         return Entry(columns=columns, values=values)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False, eq=False)
+class PatchEntry:
+    """One patient's patch of one role.
+
+    Attributes:
+        voxels: (z, y, x) float32.
+    """
+
+    voxels: NDArray[np.float32]
+
+    def to_bytes(self) -> bytes:
+        """Equal patches give equal bytes."""
+        return save_tensors({"voxels": np.ascontiguousarray(self.voxels, dtype="<f4")})
+
+    @staticmethod
+    def from_bytes(content: bytes) -> PatchEntry:
+        """Read what `to_bytes` wrote.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            voxels = load_tensors(content)["voxels"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError("not a patch") from error
+        if voxels.ndim != _AXES or voxels.dtype != np.float32:
+            raise ValueError("not a patch")
+        return PatchEntry(voxels=voxels)
+
+
 class Cache:
     """The prepared features of a site.
 
@@ -94,7 +127,7 @@ class Cache:
     def _path(self, pseudonym: str, recipe: str, inputs: str) -> Path:
         return self.folder / pseudonym / f"{recipe}-{inputs}"
 
-    def put(self, patient: str, recipe: str, inputs: str, entry: Entry) -> None:
+    def put(self, patient: str, recipe: str, inputs: str, entry: Entry | PatchEntry) -> None:
         """Write an entry, all of it or nothing, in place of what the same recipe gave for other inputs.
 
         Raises:
@@ -117,7 +150,7 @@ class Cache:
     def has(self, patient: str, recipe: str, inputs: str) -> bool:
         """Whether the entry for these inputs is there and whole; a damaged one is removed."""
         try:
-            return self.get(patient, recipe, inputs) is not None
+            return self._content(patient, recipe, inputs, lambda content: content) is not None
         except Damaged:
             self._path(self.key.pseudonym(patient), recipe, inputs).unlink(missing_ok=True)
             return False
@@ -128,6 +161,17 @@ class Cache:
         Raises:
             Damaged: it is there and was changed.
         """
+        return self._content(patient, recipe, inputs, Entry.from_bytes)
+
+    def get_patch(self, patient: str, recipe: str, inputs: str | None = None) -> PatchEntry | None:
+        """A patch, as `get`.
+
+        Raises:
+            Damaged: it is there and was changed.
+        """
+        return self._content(patient, recipe, inputs, PatchEntry.from_bytes)
+
+    def _content(self, patient: str, recipe: str, inputs: str | None, read: Callable[[bytes], T]) -> T | None:
         pseudonym = self.key.pseudonym(patient)
         found = self._entries(self.folder / pseudonym, recipe)
         if inputs is not None:
@@ -138,7 +182,7 @@ class Cache:
         try:
             content = self.key.unseal(f"{pseudonym}/{path.name}", path.read_bytes())
             if content is not None:
-                return Entry.from_bytes(content)
+                return read(content)
         except OSError as error:
             raise StorageError(f"{path}: cannot be read ({error.strerror}); check its rights") from None
         except ValueError:
@@ -147,6 +191,10 @@ class Cache:
             f"{self.folder}: an entry was changed or was written with another key; run `oncofed-site preprocess` again, "
             "which makes it anew"
         )
+
+    def exists(self, patient: str, recipe: str) -> bool:
+        """Whether there is an entry, without reading it."""
+        return bool(self._entries(self.folder / self.key.pseudonym(patient), recipe))
 
     def is_whole(self, pseudonym: str, recipe: str, inputs: str) -> bool:
         """Whether an entry is there as it was written."""

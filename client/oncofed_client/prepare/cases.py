@@ -17,12 +17,13 @@ from oncofed_client.imaging.regions import read_region
 from oncofed_client.imaging.series import Inventory, Series
 from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_client.imaging.volume import read_volume
-from oncofed_client.prepare.cache import Entry
+from oncofed_client.prepare.cache import Entry, PatchEntry
 from oncofed_client.prepare.feature_table import FeatureTable
 from oncofed_client.prepare.radiomics import Extraction, extract
 from oncofed_shared.plan import CopyNumberFeatures, ExpressionFeatures, GenomicFeatures, RadiomicFeatures
+from oncofed_shared.plan_imaging import RegionPatch
 
-__all__ = ["Case", "GenomicsCase", "image_cases", "measure", "perform", "sequence"]
+__all__ = ["Case", "GenomicsCase", "PatchCase", "cut", "image_cases", "measure", "patch_cases", "perform", "sequence"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
@@ -71,17 +72,28 @@ class GenomicsCase:
         folder: the site's.
         settings: which files, and whose samples.
         features: what the study asks.
-        inputs: a keyed hash of the bytes of all its files.
+        patients: who consented; nobody else enters a value, his own or, through a reference, another's.
+        inputs: a keyed hash of the bytes of all its files, and of who may enter where patients' values depend on each other.
     """
 
     modality: str
     folder: Path
     settings: GenomicsSettings
     features: GenomicFeatures
+    patients: frozenset[str]
     inputs: str = ""
 
     def __repr__(self) -> str:
         return f"GenomicsCase({self.modality!r})"
+
+    @property
+    def together(self) -> bool:
+        """Whether one patient's values depend on who else may enter: size factors without a reference."""
+        return (
+            isinstance(self.features, ExpressionFeatures)
+            and self.features.normalisation == "size_factors"
+            and self.features.reference is None
+        )
 
     def files(self) -> tuple[Path, ...]:
         """All files that it takes.
@@ -90,6 +102,67 @@ class GenomicsCase:
             DataError: one is absent, or lies outside the folder.
         """
         return open_files(self.folder, _only(self.settings, self.features.kind)).everything()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class PatchCase:
+    """One patient's patch of one role, still to be cut from files.
+
+    Attributes:
+        patient: the site's own id.
+        modality: MODALITY.patch.ROLE.
+        role: of the series.
+        image: the series.
+        regions: outlines, segments and masks of it.
+        patch: how the study wants it.
+        settings: how the site's files are read.
+        inputs: a keyed hash of the bytes of all its files.
+    """
+
+    patient: str
+    modality: str
+    role: str
+    image: Series
+    regions: tuple[Series, ...]
+    patch: RegionPatch
+    settings: ImagingSettings
+    inputs: str = ""
+
+    def __repr__(self) -> str:
+        return f"PatchCase({self.modality!r})"
+
+    @property
+    def images(self) -> dict[str, Series]:
+        """The series by its role."""
+        return {self.role: self.image}
+
+    def files(self) -> tuple[Path, ...]:
+        """All files that it takes."""
+        return tuple(path for series in (self.image, *self.regions) for path in series.files)
+
+
+def patch_cases(
+    modality: str,
+    role: str,
+    patch: RegionPatch,
+    *,
+    inventory: Inventory,
+    patients: Collection[str],
+    settings: ImagingSettings,
+) -> Iterator[PatchCase]:
+    """Cases of the given patients who have a series of this role, sorted by patient."""
+    for patient in sorted(set(patients) & set(inventory.patients())):
+        image = inventory.images(patient).get(role)
+        if image is not None:
+            yield PatchCase(
+                patient=patient,
+                modality=modality,
+                role=role,
+                image=image,
+                regions=tuple(inventory.regions_of(image)),
+                patch=patch,
+                settings=settings,
+            )
 
 
 def image_cases(
@@ -138,6 +211,20 @@ def measure(case: Case) -> Entry:
     return Entry(columns=columns, values=np.array([values[c] for c in columns], dtype=np.float64))
 
 
+def cut(case: PatchCase) -> PatchEntry:
+    """Read a case's files and cut its patch (B-31).
+
+    Raises:
+        DataError: the series cannot be read, the region is missing or does not lie on it.
+    """
+    from oncofed_client.imaging.patches import patch  # noqa: PLC0415 - MONAI takes seconds to import; few studies need it
+
+    own = Inventory(series=(case.image, *case.regions), problems=(), identifying={}, burned_in=0, others=0)
+    image = read_volume(case.image, case.settings)
+    mask = read_region(case.patch.region, image, case.image, own, case.settings)
+    return PatchEntry(voxels=patch(image, mask, case.patch))
+
+
 def _only(settings: GenomicsSettings, kind: str) -> GenomicsSettings:
     """A site's settings as far as one kind of features needs them."""
     others = {"expression", "copy_number", "mutations"} - {kind}
@@ -152,16 +239,18 @@ def sequence(case: GenomicsCase) -> FeatureTable:
     """
     site = open_files(case.folder, _only(case.settings, case.features.kind))
     if isinstance(case.features, ExpressionFeatures):
-        return read_expression(site, case.features)
+        return read_expression(site, case.features, case.patients)
     if isinstance(case.features, CopyNumberFeatures):
         return read_copy_number(site, case.features)
     return mutation_impact(read_mutations(site, case.features), case.features, site.names, site.panels)
 
 
-def perform(case: Case | GenomicsCase) -> Entry | FeatureTable:
+def perform(case: Case | PatchCase | GenomicsCase) -> Entry | PatchEntry | FeatureTable:
     """Do a case: what a process of the pool is given to do.
 
     Raises:
         DataError: its files are wrong.
     """
+    if isinstance(case, PatchCase):
+        return cut(case)
     return measure(case) if isinstance(case, Case) else sequence(case)

@@ -12,12 +12,18 @@ from typing import Any
 
 from oncofed_client.consent import consented
 from oncofed_client.imaging.series import Inventory, find_series
-from oncofed_client.prepare.cache import Cache, Entry, open_cache
-from oncofed_client.prepare.cases import Case, GenomicsCase, image_cases, perform
+from oncofed_client.prepare.cache import Cache, Entry, PatchEntry, open_cache
+from oncofed_client.prepare.cases import Case, GenomicsCase, PatchCase, image_cases, patch_cases, perform
 from oncofed_client.prepare.feature_table import FeatureTable
 from oncofed_client.prepare.pool import outcomes
 from oncofed_client.prepare.radiomics import load_extraction
-from oncofed_client.prepare.recipes import prepared_modalities, recipe, undefined_names
+from oncofed_client.prepare.recipes import (
+    patch_recipe,
+    prepared_modalities,
+    prepared_patches,
+    recipe,
+    undefined_names,
+)
 from oncofed_client.prepare.report import Failure, Report, without_names
 from oncofed_client.prepare.stamps import Contents, folder_stamp
 from oncofed_client.settings import SiteSettings
@@ -68,6 +74,12 @@ class _Run:
         self.allowed = consented(folder, settings)
         self.modalities = prepared_modalities(plan, settings)
         self.recipes = {name: recipe(m, settings) for name, m in self.modalities.items()}
+        self.patches = prepared_patches(plan, settings)
+        if settings.imaging is not None:
+            rules = settings.imaging
+            self.recipes |= {name: patch_recipe(role, cut, rules) for name, (role, cut) in self.patches.items()}
+        self.undefined = {name: undefined_names(m, settings) for name, m in plan.modalities.items() if m.patch}
+        self.undefined |= {name: undefined_names(m, settings) for name, m in self.modalities.items()}
         self.extractions = {
             name: load_extraction(study / m.extraction.file, m.extraction.sha256)
             for name, m in self.modalities.items()
@@ -77,7 +89,7 @@ class _Run:
         self.people = sorted(map(cache.key.pseudonym, self.allowed))
         self.sequenced = _of_people(self.index.get("sequencing", {}), self.people)
         self.contents = Contents(folder, cache.key, self.index.get("contents", {}))
-        self.expected: dict[str, dict[str, str]] = {name: {} for name in self.modalities}
+        self.expected: dict[str, dict[str, str]] = {name: {} for name in self.recipes}
         self.failures: list[Failure] = []
         self.notes: list[str] = []
         self.found = 0
@@ -91,7 +103,7 @@ class _Run:
         if report is not None:
             return replace(report, withdrawn=removed)
         inventory = self._inventory()
-        cases: list[Case | GenomicsCase] = [*self._of_images(inventory), *self._of_sequencing()]
+        cases: list[Case | PatchCase | GenomicsCase] = [*self._of_images(inventory), *self._of_sequencing()]
         total = self.found + len(cases)
         self.watch(self.found, total)
         for done, outcome in enumerate(outcomes(cases, perform, jobs), self.found + 1):
@@ -139,7 +151,7 @@ class _Run:
         )
 
     def _inventory(self) -> Inventory:
-        if self.settings.imaging is None or not self.extractions:
+        if self.settings.imaging is None or not (self.extractions or self.patches):
             return Inventory(series=(), problems=(), identifying={}, burned_in=0, others=0)
         inventory = find_series(self.folder, self.settings.imaging)
         if inventory.problems:
@@ -147,32 +159,40 @@ class _Run:
             self.notes.append(f"{count} problems in the images; `oncofed-site check` on the folder lists them")
         return inventory
 
-    def _of_images(self, inventory: Inventory) -> Iterator[Case]:
+    def _of_images(self, inventory: Inventory) -> Iterator[Case | PatchCase]:
         """Cases that are not in the cache."""
-        for name, extraction in self.extractions.items():
-            features, rules = self.modalities[name].extraction, self.settings.imaging
-            if features is None or rules is None:
-                continue
-            absent = undefined_names(self.modalities[name], self.settings)
+        for name, absent in self.undefined.items():
             if absent:
                 self.notes.append(
                     f"{name}: site.toml does not say what {' and '.join(absent)} is, which the study asks for"
                 )
-            for case in image_cases(
-                name, features, extraction, inventory=inventory, patients=self.allowed, settings=rules
-            ):
-                try:
-                    inputs = self._inputs(case)
-                except DataError as error:
-                    self._fail(case, error.problems, case.files())
-                    continue
-                if self.cache.has(case.patient, self.recipes[name], inputs):
-                    self.expected[name][self.cache.key.pseudonym(case.patient)] = inputs
-                    self.found += 1
-                else:
-                    yield replace(case, inputs=inputs)
+        for case in self._asked_of_images(inventory):
+            try:
+                inputs = self._inputs(case)
+            except DataError as error:
+                self._fail(case, error.problems, case.files())
+                continue
+            if self.cache.has(case.patient, self.recipes[case.modality], inputs):
+                self.expected[case.modality][self.cache.key.pseudonym(case.patient)] = inputs
+                self.found += 1
+            else:
+                yield replace(case, inputs=inputs)
 
-    def _inputs(self, case: Case) -> str:
+    def _asked_of_images(self, inventory: Inventory) -> Iterator[Case | PatchCase]:
+        """All that the study asks for of the images."""
+        rules = self.settings.imaging
+        if rules is None:
+            return
+        for name, extraction in self.extractions.items():
+            features = self.modalities[name].extraction
+            if features is not None:
+                yield from image_cases(
+                    name, features, extraction, inventory=inventory, patients=self.allowed, settings=rules
+                )
+        for name, (role, wanted) in self.patches.items():
+            yield from patch_cases(name, role, wanted, inventory=inventory, patients=self.allowed, settings=rules)
+
+    def _inputs(self, case: Case | PatchCase) -> str:
         """A keyed hash of the bytes of all files of a case, and of what each is to it; names and order mean nothing."""
         parts: list[bytes] = []
         for role, series in case.images.items():
@@ -186,10 +206,15 @@ class _Run:
             if modality.genomics is None or self.settings.genomics is None:
                 continue
             case = GenomicsCase(
-                modality=name, folder=self.folder, settings=self.settings.genomics, features=modality.genomics
+                modality=name,
+                folder=self.folder,
+                settings=self.settings.genomics,
+                features=modality.genomics,
+                patients=self.allowed,
             )
             try:
-                inputs = self.cache.key.digest(*self.contents.of_all(case.files()))
+                people = [p.encode() for p in self.people] if case.together else []
+                inputs = self.cache.key.digest(*self.contents.of_all(case.files()), b"people", *people)
             except DataError as error:
                 self._fail(case, error.problems, ())
                 continue
@@ -209,10 +234,10 @@ class _Run:
         self.expected[name] = entries
         return True
 
-    def _keep(self, case: Case | GenomicsCase, result: Entry | FeatureTable) -> None:
+    def _keep(self, case: Case | PatchCase | GenomicsCase, result: Entry | PatchEntry | FeatureTable) -> None:
         """Write what a case gave."""
         name = case.modality
-        if isinstance(result, Entry) and isinstance(case, Case):
+        if not isinstance(result, FeatureTable) and not isinstance(case, GenomicsCase):
             self.cache.put(case.patient, self.recipes[name], case.inputs, result)
             self.expected[name][self.cache.key.pseudonym(case.patient)] = case.inputs
             return
@@ -234,13 +259,13 @@ class _Run:
         }
         self.cache.write_index(self.index | {"sequencing": self.sequenced})
 
-    def _fail(self, case: Case | GenomicsCase, problems: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    def _fail(self, case: Case | PatchCase | GenomicsCase, problems: tuple[str, ...], files: tuple[Path, ...]) -> None:
         """Note a case that cannot be done."""
-        patients = (case.patient,) if isinstance(case, Case) else tuple(self.allowed)
+        patients = tuple(self.allowed) if isinstance(case, GenomicsCase) else (case.patient,)
         self.failures.append(
             Failure(
                 modality=case.modality,
-                pseudonym=self.cache.key.pseudonym(case.patient) if isinstance(case, Case) else "",
+                pseudonym="" if isinstance(case, GenomicsCase) else self.cache.key.pseudonym(case.patient),
                 problems=problems,
                 safe=without_names(problems, self.folder, files, patients),
             )

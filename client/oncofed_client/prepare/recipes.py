@@ -8,14 +8,18 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_client.settings import SiteSettings
 from oncofed_shared.plan import Modality, Plan
+from oncofed_shared.plan_imaging import RegionPatch
 
 __all__ = [
     "code_version",
     "from_images",
     "from_sequencing",
+    "patch_recipe",
     "prepared_modalities",
+    "prepared_patches",
     "recipe",
     "table_of",
     "undefined_names",
@@ -27,6 +31,7 @@ _READERS = {
         ("imaging", "prepare/radiomics.py"),
         ("numpy", "pydicom", "pyradiomics", "PyWavelets", "scipy", "SimpleITK"),
     ),
+    "patch": (("imaging",), ("monai", "numpy", "pydicom", "SimpleITK")),
     "genomics": (("genomics", "prepare/feature_table.py"), ("numpy",)),
 }
 
@@ -71,13 +76,39 @@ def prepared_modalities(plan: Plan, settings: SiteSettings) -> dict[str, Modalit
     }
 
 
+def prepared_patches(plan: Plan, settings: SiteSettings) -> dict[str, tuple[str, RegionPatch]]:
+    """Patches that this site cuts from its images: MODALITY.patch.ROLE -> the role and how its patch is cut."""
+    if settings.imaging is None:
+        return {}
+    return {
+        f"{name}.patch.{role}": (role, wanted)
+        for name, modality in plan.modalities.items()
+        for role, wanted in (modality.patch or {}).items()
+    }
+
+
+def patch_recipe(role: str, wanted: RegionPatch, rules: ImagingSettings) -> str:
+    """As `recipe`, of one role's patches: settings of another role or of the columns are not part of it."""
+    series, region = rules.series.get(role), rules.regions.get(wanted.region)
+    facts = {
+        "code": code_version("patch"),
+        "study": wanted.model_dump(mode="json"),
+        "series": {role: None if series is None else series.model_dump(mode="json")},
+        "region": None if region is None else region.model_dump(mode="json"),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def undefined_names(modality: Modality, settings: SiteSettings) -> tuple[str, ...]:
-    """Tables of `site.toml` that a study's radiomics ask for and the site does not have."""
-    wanted, rules = modality.extraction, settings.imaging
-    if wanted is None or rules is None:
+    """Tables of `site.toml` that a study asks for of the images, and the site does not have."""
+    wanted, patches, rules = modality.extraction, modality.patch or {}, settings.imaging
+    if rules is None:
         return ()
-    series = tuple(f"imaging.series.{role}" for role in wanted.images if role not in rules.series)
-    return (*series, *(f"imaging.regions.{region}" for region in wanted.regions if region not in rules.regions))
+    roles = [*(wanted.images if wanted else ()), *patches]
+    regions = [*(wanted.regions if wanted else ()), *(p.region for p in patches.values())]
+    names = [f"imaging.series.{role}" for role in roles if role not in rules.series]
+    names += [f"imaging.regions.{region}" for region in regions if region not in rules.regions]
+    return tuple(dict.fromkeys(names))
 
 
 def recipe(modality: Modality, settings: SiteSettings) -> str:
