@@ -19,6 +19,7 @@ from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.inventory import RawReport, raw_report
 from oncofed_client.prepare.patches import count_patches
 from oncofed_client.prepare.recipes import prepared_modalities, undefined_names
+from oncofed_client.prepare.stale import changed_since
 from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.reports import (
     CheckReport,
@@ -150,6 +151,10 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
     except DataError as error:
         problems.take(error)
     warnings += _unprepared(tables, settings, plan)
+    if prepared_modalities(plan, settings) and changed_since(folder, existing_cache(state)):
+        warnings.append(
+            "files changed since the last `oncofed-site preprocess`, and a study reads what that made; run it again"
+        )
     warnings += [
         f"{name}: {count} patches are prepared; no network of this version reads them, so they change no result"
         for name, count in count_patches(settings, plan, existing_cache(state), allowed).items()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from oncofed_client.check import check_study
 from oncofed_client.prepare import recipes
 from oncofed_client.prepare.keys import SiteKey
 from oncofed_client.prepare.recipes import code_version, prepared_modalities, recipe
@@ -92,3 +94,20 @@ def test_the_version_of_the_code_is_its_source_and_its_libraries(monkeypatch: py
     assert before["extraction"] != before["genomics"]
     monkeypatch.setattr(recipes, "version", lambda name: "0.0")
     assert code_version.__wrapped__("extraction") != before["extraction"]
+
+
+def test_check_says_that_files_changed_since_they_were_prepared(copy_of: Callable[[str], Any]) -> None:
+    hospital = copy_of("site-1")
+    settings = load_settings(hospital.folder)
+
+    def warned() -> bool:
+        warnings = check_study(hospital.folder, settings, hospital.plan, hospital.state).warnings
+        return any("changed since the last" in text for text in warnings)
+
+    hospital.preprocess()
+    assert not warned()
+    path = hospital.folder / "genomics" / "counts.tsv"
+    path.write_bytes(path.read_bytes() + b"\n")
+    assert warned()
+    hospital.preprocess()
+    assert not warned()

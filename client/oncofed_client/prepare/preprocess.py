@@ -93,12 +93,14 @@ class _Run:
         self.failures: list[Failure] = []
         self.notes: list[str] = []
         self.found = 0
+        self.seen: str | None = None
 
     def work(self, jobs: int) -> Report:
         """Do what is not done."""
         removed = self.cache.keep_only(self.allowed)
         self.cache.clear_leftovers()
         stamp = self._stamp()
+        self.seen = folder_stamp(self.folder, self.cache.key, settled=False)
         report = self._nothing_new(stamp)
         if report is not None:
             return replace(report, withdrawn=removed)
@@ -280,7 +282,7 @@ class _Run:
 
     def _remember(self, stamp: str | None, report: Report) -> None:
         """Keep for the next run what lets it see that nothing changed."""
-        self.index = {"contents": self.contents.kept, "sequencing": self.sequenced}
+        self.index = {"contents": self.contents.kept, "sequencing": self.sequenced, "seen": self.seen}
         # A file that changed while this ran must be seen by the next run.
         if stamp is not None and not report.failures and stamp == self._stamp():
             self.index["last"] = {

@@ -27,11 +27,12 @@ def _settled(status: os.stat_result, now: int) -> bool:
     return now - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED
 
 
-def folder_stamp(folder: Path, key: SiteKey, *facts: str) -> str | None:
+def folder_stamp(folder: Path, key: SiteKey, *facts: str, settled: bool = True) -> str | None:
     """A keyed hash over names, sizes and time stamps of everything below a folder, and over some facts.
 
     None where a file changed so lately that a later change might not show in its time stamp, or where a folder cannot be
-    read: then everything has to be looked at.
+    read: then everything has to be looked at. Without `settled` a stamp is given for files that changed lately too: enough to
+    warn of a change, not to rule one out.
     """
     now = time.time_ns()
     stamps: list[bytes] = []
@@ -44,7 +45,7 @@ def folder_stamp(folder: Path, key: SiteKey, *facts: str) -> str | None:
                 if stat.S_ISLNK(status.st_mode):
                     status = os.stat(path)  # noqa: PTH116
                 if stat.S_ISREG(status.st_mode):
-                    if not _settled(status, now):
+                    if settled and not _settled(status, now):
                         return None
                     stamps.append(_stamp(key, os.path.relpath(path, folder), status).encode())
     except OSError:
