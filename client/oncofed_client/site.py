@@ -222,7 +222,7 @@ class Site:
         return self.contributor is not None and self.contributor.has_approved(plan, trial)
 
     def end(self, head: Head) -> None:
-        """A session is over and none of its answers will be asked for again: its keys, replies and preparation are deleted."""
+        """A session is over and none of its answers will be asked for again: its keys and stored replies are deleted."""
         plan = self.plans.get(head.plan_hash)
         if plan is not None and self.contributor is not None:
             self.contributor.end(plan, head.trial, head.session)
