@@ -5,16 +5,12 @@ For each share (protocol, rules 11 and 12): reserve in the ledger, sample, clip,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import msgpack
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
@@ -28,8 +24,9 @@ from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.plan_charges import budget_policy, promised
 from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
+from oncofed_client.sum_keys import SumKeys
 from oncofed_shared import secagg
-from oncofed_shared.errors import DataError, PolicyRefusal, RemoteProtocolError, StorageError
+from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.formation import group_of, step_of, to_ring
 from oncofed_shared.layout import fingerprint
 from oncofed_shared.messages import (
@@ -44,7 +41,6 @@ from oncofed_shared.messages import (
     Trial,
 )
 from oncofed_shared.plan import Plan
-from oncofed_shared.storage import write_whole
 from oncofed_shared.witness import Head as LedgerHead
 from oncofed_shared.witness import Witness, sign_witness
 
@@ -96,6 +92,10 @@ class Contributor:
     _ledger: Ledger | None = None
     _outbox: Outbox | None = None
     _sittings: dict[str, _Sitting] = field(default_factory=dict)
+
+    @cached_property
+    def _keys(self) -> SumKeys:
+        return SumKeys(folder=self.state / "sums", synced=self.synced)
 
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
@@ -161,15 +161,12 @@ class Contributor:
         Raises:
             StorageError: it cannot be written.
         """
-        with self._alone():
+        with self._keys.alone():
             if self.has_approved(plan, trial):
                 self.ledger.end_plan(account_of(plan, trial), now=self.clock())
             self.outbox.forget(session)
             self._sittings.pop(session, None)
-            try:
-                self._place(session).unlink(missing_ok=True)
-            except OSError as error:
-                raise StorageError(f"{self._place(session)}: cannot be deleted ({error.strerror})") from None
+            self._keys.delete(session)
 
     def exchange(self, plan: Plan, request: Exchange) -> Exchanged:
         """Answer for a set-up or for the opening of a sum; what others see of ledgers goes with it.
@@ -184,7 +181,7 @@ class Contributor:
         """
         ask = secagg.from_bytes(request.content)
         begins = type(ask).__name__ == _ADVERTISE
-        with self._alone():
+        with self._keys.alone():
             party = self._party(plan, request.head, request.formation, begins=begins)
             answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
             self._keep(request.head.session, request.formation, party)
@@ -225,7 +222,7 @@ class Contributor:
         Raises:
             PolicyRefusal, RemoteProtocolError: it may not leave.
         """
-        with self._alone():
+        with self._keys.alone():
             return self._contributed(
                 plan, request, columns=columns, size=size, charge=charge, largest=largest, share=share
             )
@@ -311,38 +308,17 @@ class Contributor:
             return Randomness.from_os()
         return Randomness.repeatable(f"{self.noise_seed}|{self.site}|{label}")
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep every other process and thread of this site from its keys of sums: of two, each would sign a list of its own."""
-        path = self.state / "sums" / "lock"
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}); free some space or check rights"
-            ) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-
     # -- keys of sums -----------------------------------------------------------------------------------------------------------
-
-    def _place(self, session: str) -> Path:
-        return self.state / "sums" / f"{hashlib.sha256(session.encode()).hexdigest()[:16]}.keys"
 
     def _party(self, plan: Plan, head: Head, formation: Formation, *, begins: bool) -> secagg.SiteParty:
         """The party of a formation: the one at hand, the one on disk, or, where a set-up begins, a new one."""
-        path = self._place(head.session)
-        known, version = self._sittings.get(head.session), _version(path)
+        known, version = self._sittings.get(head.session), self._keys.version(head.session)
         if known is not None and known.formation == formation and known.version == version:
             return known.party
         group = group_of(plan, head.session, formation, self.identities())
         key = self._key
         if version is not None:
-            kept, epoch, content = _read(path)
+            kept, epoch, content = self._keys.read(head.session)
             # Of another epoch it came out of a backup: its keys may have masked something already.
             if kept == formation and epoch == self.ledger.epoch:
                 party = secagg.SiteParty.restore(group, self.site, key, content)
@@ -356,10 +332,7 @@ class Contributor:
 
     def _keep(self, session: str, formation: Formation, party: secagg.SiteParty) -> None:
         """Write the keys' state down, in place of the one before: what is erased there is erased here."""
-        path = self._place(session)
-        content = msgpack.packb((formation.name, formation.members, self.ledger.epoch, party.state()))
-        write_whole(path, content, private=True, synced=self.synced)
-        version = _version(path) or (0, 0)
+        version = self._keys.write(session, formation, epoch=self.ledger.epoch, state=party.state())
         # One session at a time, as with the site's own.
         self._sittings = {session: _Sitting(formation=formation, party=party, version=version)}
 
@@ -394,22 +367,3 @@ class Contributor:
 
 def _public(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """What changes whenever a file is written anew: another process of this site may have gone on."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _read(path: Path) -> tuple[Formation, int, bytes]:
-    try:
-        name, members, epoch, content = msgpack.unpackb(path.read_bytes())
-        return Formation(name=name, members=tuple(members)), epoch, content
-    except (OSError, ValueError, TypeError):
-        raise DataError(
-            f"{path}: cannot be read; the site leaves this run, for its keys must not be used again"
-        ) from None

@@ -333,12 +333,13 @@ class Site:
         return encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
 
     def _contribute(self, request: Contribute) -> Contribution:
-        from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above
+        from oncofed_client.shares import check_histogram, scores_share, training_share  # noqa: PLC0415 - as above
 
         head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
         plan = session.plan
         contributor = self._shares(plan)
+        check_histogram(plan, request)
         if request.kind == "train":
             if not 1 <= request.round <= plan.training.rounds:
                 raise RemoteProtocolError("this round is not the plan's", code="round-is-over")

@@ -165,7 +165,8 @@ class SecureSums:
         head, known = Head.from_bytes(reply.ledger), self.heads.get(reply.site)
         if reply.site not in keys or not _is_head_of(reply.ledger, reply.site, keys[reply.site]):
             raise RemoteProtocolError("its ledger's head is not signed by it", code="ledger-head")
-        if known is not None and known != reply.ledger:
+        # A share has an entry of its own, so that its head is never the one before.
+        if known is not None and (known != reply.ledger or isinstance(reply, Contribution)):
             seen = Head.from_bytes(known)
             if head.epoch != seen.epoch or head.number <= seen.number:
                 raise RemoteProtocolError(
