@@ -192,7 +192,7 @@ def test_a_study_that_is_approved_takes_nothing_more_and_one_without_noise_nothi
         ledger.approve(
             plan.hash,
             study="small",
-            charges=plan_charges(plan, "north", parameters=1000, cells=500),
+            charges=plan_charges(plan, "north", parameters=1000),
             epsilon=epsilon,
             delta=delta,
             policy=BudgetPolicy(),

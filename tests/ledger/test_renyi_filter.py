@@ -183,7 +183,7 @@ def test_a_samplers_error_is_taken_from_delta_and_refused_where_it_is_more() -> 
     "numbers",
     [
         {"sampling_rate": 0.0}, {"sampling_rate": 1.1}, {"noise_multiplier": -1.0}, {"own_noise_multiplier": math.nan},
-        {"noise_multiplier": math.inf}, {"steps": 0}, {"steps": 1.0}, {"part": "validation"}, {"slack": 1.0},
+        {"noise_multiplier": math.inf}, {"steps": 0}, {"steps": 1.0}, {"part": "all"}, {"slack": 1.0},
     ],
 )  # fmt: skip
 def test_a_charge_of_other_numbers_is_none(numbers: dict[str, float]) -> None:

@@ -16,7 +16,7 @@ from oncofed_client.site import Site
 from oncofed_client.source import keep_rows
 from oncofed_server.aggregator import Phase
 from oncofed_shared.errors import ExitCode
-from oncofed_shared.features import Preparation
+from oncofed_shared.features import no_sums, prepare
 from oncofed_shared.messages import (
     Describe,
     Description,
@@ -160,11 +160,7 @@ def opened(world: Any, name: str = "alpha", **of_site: Any) -> tuple[Site, Calla
         return Head(session=session, step=step, attempt=attempt, plan_hash=world.plan.hash, trial=TRIAL)
 
     columns = {m: tuple(c) for m, c in source.cohort(world.plan).columns.items()}
-    width = sum(len(c) for c in columns.values())
-    ones = np.ones(width)
-    preparation = Preparation(
-        columns=columns, center=0 * ones, spread=ones, fill=0 * ones, class_weights={"response": np.ones(2)}
-    )
+    preparation = prepare(world.plan, columns, no_sums(world.plan, columns))
     assert isinstance(site.handle(Open(head=head(), columns=columns, arrays=preparation.arrays())), Ready)
     network = build(world.plan, {m: columns[m] for m in sorted(columns)}, seed=0)
     return site, head, {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
@@ -212,7 +208,7 @@ def test_a_round_is_noised_once(private: Any) -> None:
 
 def test_an_update_that_cannot_be_sent_is_not_drawn_again(private: Any) -> None:
     site, head, parameters = opened(private.change(training={"range": 1e-6}).write())
-    refused(site.handle(Train(head=head(step=2), round=1, parameters=parameters)), "out-of-range")
+    refused(site.handle(Train(head=head(step=2), round=1, parameters=parameters)), "data")
     refused(site.handle(Train(head=head(step=3), round=1, parameters=parameters)), "round-is-over")
 
 

@@ -96,6 +96,7 @@ class SiteRow(Part):
     modalities: dict[str, Count]
     events: dict[str, Count]
     epsilon: None
+    epsilon_alone: None
     delta: None
     trained: bool
     external: bool
