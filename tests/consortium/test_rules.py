@@ -273,6 +273,23 @@ def test_rule_11_the_bound_holds_before_the_noise(new_world):
     check_share(whole, size=2, largest=mechanism.room + mechanism.tail)
 
 
+def test_rule_11_a_sum_beyond_its_patients_bound_stays_here_though_noise_would_hide_it(new_world, monkeypatch):
+    world = new_world()
+    request, site = asked(stopped(world)), world.sites["alpha"]
+
+    def broken(_hooked, _plan, _data, rows, integers, **_):
+        return np.full(integers.parameters, integers.bound * len(rows) + 1)
+
+    monkeypatch.setattr("oncofed_client.integer_step.integer_sum", broken)
+    refused(site.handle(request), "data")
+    assert used(world) == [[1, 0, 0]]
+    assert site.contributor.outbox.waiting() == ()
+    monkeypatch.undo()
+    # Nothing was stored and no key was used: the same reservation holds for what is right.
+    assert isinstance(site.handle(request), Contribution)
+    assert used(world) == [[1, 0, 0]]
+
+
 def test_rule_11_what_stays_here_is_said_by_one_code_and_stays_charged(new_world):
     world = new_world()
     request, site = asked(stopped(world)), world.sites["alpha"]
