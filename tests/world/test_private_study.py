@@ -12,6 +12,9 @@ import pytest
 import tomli_w
 
 from oncofed_client.cohort import split_patients
+from oncofed_client.identity import identity_of
+from oncofed_client.ledger import LEDGER_FILE, Ledger
+from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.site import Site
 from oncofed_client.source import keep_rows
 from oncofed_server.aggregator import Phase
@@ -292,3 +295,15 @@ def test_a_noise_seed_is_no_key_of_a_site_s_own_settings(private: Any, simulate:
     private.content["simulation"]["site"]["policy"]["noise_seed"] = 1
     private.write()
     simulate(*private.arguments()).refused(ExitCode.INPUT, "noise_seed")
+
+
+def test_a_run_that_is_over_is_over_in_every_ledger(private: Any, simulate: Callable[..., Any]) -> None:
+    assert simulate(*private.write().arguments("--no-baselines")).code == ExitCode.DONE
+    for site in result_of(private)["sites"]:
+        folder = private.out / "sites" / site["name"]
+        with Ledger.open(folder / LEDGER_FILE, site=site["name"], key=identity_of(folder)) as ledger:
+            (account,) = ledger.plans()
+            assert account.state == "closed"
+            with Outbox(folder / OUTBOX_FILE, epoch=ledger.epoch) as outbox:
+                assert outbox.waiting() == ()
+        assert not list(folder.rglob("*.keys"))
