@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oncofed_client.egress import check_share
+from oncofed_client.exact_noise import exact_gaussian
 from oncofed_client.noise import discrete_gaussian
 from oncofed_client.patient_gradients import Hooked, Loss, gradients, per_patient
 from oncofed_client.randomness import Randomness
@@ -169,6 +170,7 @@ def tables_share(counts: NDArray[np.int64], *, mechanism: TablesMechanism, rando
 
     Args:
         counts: over test patients, each in at most `mechanism.entries` cells.
+        random: a stream that repeats draws the noise, in a simulation; otherwise OpenDP does, exactly.
 
     Guarantees:
         - No number exceeds `mechanism.room + mechanism.tail`; the cut is before the noise.
@@ -180,5 +182,8 @@ def tables_share(counts: NDArray[np.int64], *, mechanism: TablesMechanism, rando
     whole = counts.astype(np.int64)
     check_share(whole, size=mechanism.cells, largest=np.iinfo(np.int64).max, smallest=0)
     share: NDArray[np.int64] = np.minimum(whole, most) * mechanism.unit
-    share += discrete_gaussian(random, mechanism.share_sigma, mechanism.cells)
+    if random.repeats:
+        share += discrete_gaussian(random, mechanism.share_sigma, mechanism.cells)
+    else:
+        share += exact_gaussian(mechanism.share_sigma, mechanism.cells)
     return share

@@ -162,8 +162,9 @@ def preview_of(
 ) -> Preview:
     """What a study would take, if it were approved now; the arguments are those of `Ledger.approve`."""
     policy = policy or account.policy or BudgetPolicy()
-    known = account.plans.get(plan_hash)
-    approved = known is not None and known.state == "open"
+    # A simulation's runs of a plan are accounts of their own: `contributor.account_of`.
+    known = [p for name, p in account.plans.items() if name.split("/")[0] == plan_hash]
+    approved = any(p.state == "open" for p in known)
     after = account.total() if approved else account.total() + cost_of(charges)
     objections = [] if approved else policy.objections_to(epsilon=epsilon, delta=delta) + policy.objections(after)
     return Preview(

@@ -22,19 +22,23 @@ KEY_BYTES, BLOCK_BYTES = 32, 16
 class Randomness:
     """A stream of random numbers. Make one with `from_os`; `repeatable` is for simulations.
 
+    Attributes:
+        repeats: whether somebody could make the same stream again.
+
     Guarantees:
         - `from_os`: 256 bits of the operating system's entropy per stream; two streams have nothing in common.
         - `uniforms`: multiples of 2**-53 in [0, 1), each equally likely.
         - `repeatable`: the label alone decides the stream.
     """
 
-    def __init__(self, key: bytes, start: bytes) -> None:
+    def __init__(self, key: bytes, start: bytes, *, repeats: bool = True) -> None:
+        self.repeats = repeats
         self._stream = Cipher(AES256(key), CTR(start)).encryptor()
 
     @classmethod
     def from_os(cls) -> Randomness:
         """A stream that nobody can repeat."""
-        return cls(os.urandom(KEY_BYTES), os.urandom(BLOCK_BYTES))
+        return cls(os.urandom(KEY_BYTES), os.urandom(BLOCK_BYTES), repeats=False)
 
     @classmethod
     def repeatable(cls, label: str) -> Randomness:

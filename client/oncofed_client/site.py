@@ -142,7 +142,10 @@ class Site:
         """What a refusal says. Under a private plan whatever patients' data have caused has one same code (protocol, rule 11)."""
         plan = self.plans.get(request.head.plan_hash)
         private = plan is not None and plan.privacy.noise != "none"
-        return "data" if private and (isinstance(error, DataError) or error.code == "egress") else error.code
+        # An update that leaves the ring's range is noised already, and the run must end.
+        noised = isinstance(request, Train) and error.code == "out-of-range"
+        caused = (isinstance(error, DataError) and not noised) or error.code == "egress"
+        return "data" if private and caused else error.code
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
         if plan.hash not in self._admitted:

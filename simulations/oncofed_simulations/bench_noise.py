@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from oncofed_client.exact_noise import exact_gaussian
 from oncofed_client.noise import discrete_gaussian
 from oncofed_client.randomness import Randomness
 from oncofed_shared.consortium import ConsortiumMechanism
@@ -31,14 +32,7 @@ def _smallest(work: Callable[[], object], repeats: int) -> float:
 
 
 def _exact(sigma: float) -> Callable[[], object]:
-    import opendp.prelude as dp  # noqa: PLC0415 - an extra for development, which `oncofed-simulate run` does not need
-
-    dp.enable_features("contrib")
-    measure = dp.m.make_gaussian(
-        dp.vector_domain(dp.atom_domain(T="i64")), dp.l2_distance(T="f64"), scale=sigma
-    )  # fmt: skip
-    zeros = [0] * FEWER
-    return lambda: measure(zeros)
+    return lambda: exact_gaussian(sigma, FEWER)
 
 
 def sampler(folder: Path) -> list[Measure]:

@@ -190,7 +190,7 @@ def test_a_study_that_is_approved_takes_nothing_more_and_one_without_noise_nothi
     epsilon, delta = promised(plan)
     with Ledger.open(state / LEDGER_FILE, site="north", key=identity_of(state)) as ledger:
         ledger.approve(
-            plan.hash,
+            f"{plan.hash}/0123abcd",
             study="small",
             charges=plan_charges(plan, "north", parameters=1000),
             epsilon=epsilon,

@@ -211,7 +211,7 @@ def test_a_round_is_noised_once(private: Any) -> None:
 
 def test_an_update_that_cannot_be_sent_is_not_drawn_again(private: Any) -> None:
     site, head, parameters = opened(private.change(training={"range": 1e-6}).write())
-    refused(site.handle(Train(head=head(step=2), round=1, parameters=parameters)), "data")
+    refused(site.handle(Train(head=head(step=2), round=1, parameters=parameters)), "out-of-range")
     refused(site.handle(Train(head=head(step=3), round=1, parameters=parameters)), "round-is-over")
 
 

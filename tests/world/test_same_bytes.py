@@ -212,3 +212,10 @@ def test_kill_and_resume_give_the_same_model(
     assert model(out) == model(undisturbed)
     hidden = [p.name for p in out.rglob(".*")]
     assert not hidden, hidden
+
+
+def test_resuming_what_has_ended_does_nothing(shared: Any, undisturbed: Path, simulate: Callable[..., Any]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in sorted(undisturbed.rglob("*")) if p.is_file()}
+    outcome = simulate(*shared.arguments("--no-baselines", "--out", str(undisturbed), "--resume"))
+    assert outcome.code == 0
+    assert {p: p.stat().st_mtime_ns for p in sorted(undisturbed.rglob("*")) if p.is_file()} == before

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import brier_score_loss, roc_auc_score
@@ -256,7 +256,7 @@ def test_of_three_classes_the_auc_is_the_mean_of_one_against_the_rest(seed):
 @settings(max_examples=5, deadline=None)
 @given(seed=SEEDS)
 def test_without_noise_and_with_fine_bins_the_c_index_is_that_of_scikit_survival(seed):
-    predictions, labels = cohort(PLAN, 20, seed)
+    predictions, labels = cohort(PLAN, 30, seed)
     base = fixed_grid(PLAN)
     days = tuple(sorted({*np.unique(np.ceil(labels["os"][:, 0])), float(HORIZON)}))
     edges = tuple(np.unique(1 - predictions["os"][:, EDGES.index(HORIZON) - 1])[:-1] + 1e-12)
@@ -271,6 +271,8 @@ def test_without_noise_and_with_fine_bins_the_c_index_is_that_of_scikit_survival
     first = np.unique(labels["os"][:, 0], return_index=True)[1]
     predictions, labels = rows(predictions, first), rows(labels, first)
     made = noised_scores(PLAN, coarse_counts(PLAN, predictions, labels, grid), noise_std=0.0, grid=grid)["os"]
+    # With so few patients an interval may have no end, and then no number is given.
+    assume(made["c_index"]["value"] is not None)
     assert made["c_index"]["value"] == pytest.approx(harrell(predictions["os"], labels["os"]), abs=1e-9)
 
 
