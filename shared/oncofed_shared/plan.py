@@ -16,9 +16,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
+from oncofed_shared.plan_sizes import Fusion, Size, sized
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
@@ -300,14 +311,18 @@ class ModelSettings(Frozen):
     """Shape of the shared network.
 
     Attributes:
+        fusion: how modalities are joined: `transformer` over all tokens, or one of `network_fusion`.
+        size: what stands for width, heads, layers and feedforward where they are not given; see `plan_sizes`.
         width: length of a token.
-        layers: transformer layers; 0 leaves the linear path alone.
-        linear_path: a linear map from all scaled inputs to the outputs beside the transformer, which starts at zero.
+        layers: of the transformer, or feed-forward layers behind another fusion; 0 leaves the linear path alone.
+        linear_path: a linear map from all scaled inputs to the outputs beside the fusion, which starts at zero.
         block_scaling: a modality's columns are divided by the root of their number, so that one decay holds two clinical
             columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
         hazards: `proportional` (one risk score per patient and one baseline per interval) or `free`.
     """
 
+    fusion: Fusion = "transformer"
+    size: Size | None = None
     width: Annotated[int, Field(ge=2, le=512)] = 16
     heads: Annotated[int, Field(ge=1, le=16)] = 2
     layers: Annotated[int, Field(ge=0, le=12)] = 1
@@ -315,6 +330,18 @@ class ModelSettings(Frozen):
     linear_path: bool = True
     block_scaling: bool = True
     hazards: Literal["proportional", "free"] = "proportional"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, content: Any) -> Any:
+        return sized(content)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later key that has its default: a study that was approved before it existed keeps its hash."""
+        content: dict[str, Any] = written(self)
+        later = {"fusion": "transformer", "size": None}
+        return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("heads")
     @classmethod
