@@ -351,6 +351,15 @@ class ModelSettings(Frozen):
             raise ValueError(message)
         return heads
 
+    @field_validator("layers")
+    @classmethod
+    def _joins(cls, layers: int, info: ValidationInfo) -> int:
+        fusion = info.data.get("fusion", "transformer")
+        if layers == 0 and fusion != "transformer":
+            message = f"0 leaves the linear path alone, and fusion = '{fusion}' nothing to join"
+            raise ValueError(message)
+        return layers
+
     @field_validator("linear_path")
     @classmethod
     def _something(cls, linear_path: bool, info: ValidationInfo) -> bool:  # noqa: FBT001 - pydantic's way to call

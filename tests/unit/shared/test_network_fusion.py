@@ -275,6 +275,7 @@ def test_sizes_grow() -> None:
         ({"size": "huge"}, "model.size: Input should be 'tiny', 'small' or 'base'"),
         ({"size": 3}, "model.size: Input should be"),
         ({"size": ["tiny"]}, "model.size: Input should be"),
+        ({"fusion": "late", "layers": 0}, "model.layers: 0 leaves the linear path alone, and fusion = 'late' nothing"),
         ({"size": "small", "width": 6}, "model.heads: width must be a multiple of heads"),
     ],
 )
