@@ -67,11 +67,22 @@ class _Feedforward(nn.Module):
         return changed
 
 
-def _trunk(shape: Shape) -> nn.Sequential:
-    """From a joined vector to logits; the head is zero, so that the first prediction is the baseline for everybody."""
-    head = nn.Linear(shape.width, shape.outputs, bias=False)
-    nn.init.zeros_(head.weight)
-    return nn.Sequential(*(_Feedforward(shape) for _ in range(shape.layers)), nn.LayerNorm(shape.width), head)
+class _Trunk(nn.Module):
+    """From a joined vector to outputs; the head is zero, so that the first prediction is the baseline for everybody."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Feedforward(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.width)
+        self.heads = nn.Linear(shape.width, shape.outputs, bias=False)
+        nn.init.zeros_(self.heads.weight)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """(n, width) to (n, outputs)."""
+        for layer in self.layers:
+            vector = layer(vector)
+        made: Tensor = self.heads(self.norm(vector))
+        return made
 
 
 def modality_vectors(tokens: Tensor, present: Tensor, member: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +113,7 @@ class Concat(nn.Module):
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         self.joined = nn.Linear(shape.modalities * (shape.width + 1), shape.width)
-        self.trunk = _trunk(shape)
+        self.trunk = _Trunk(shape)
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
         """(n, modalities, width) and (n, modalities) to (n, outputs)."""
@@ -121,7 +132,7 @@ class WeightedSum(nn.Module):
         # A layer and not a bare parameter: layers have per-patient gradients.
         self.scores = nn.Linear(1, shape.modalities, bias=False)
         nn.init.zeros_(self.scores.weight)
-        self.trunk = _trunk(shape)
+        self.trunk = _Trunk(shape)
 
     def weights(self, present: Tensor) -> Tensor:
         """Each patient's weights, (n, modalities): a softmax of the learned scores over the modalities that are there."""
@@ -141,7 +152,7 @@ class Early(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.trunk = _trunk(shape)
+        self.trunk = _Trunk(shape)
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
         """(n, 1, width) and (n, 1) to (n, outputs)."""
@@ -158,7 +169,7 @@ class Late(nn.Module):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
-        self.trunks = nn.ModuleList(_trunk(shape) for _ in range(shape.modalities))
+        self.trunks = nn.ModuleList(_Trunk(shape) for _ in range(shape.modalities))
 
     def weights(self, present: Tensor) -> Tensor:
         """Each patient's weights, (n, modalities): equal over the modalities that are there."""
@@ -198,7 +209,7 @@ class Kronecker(nn.Module):
         self.gates = nn.Linear(shape.modalities * (shape.width + 1), shape.modalities * self.few)
         pairs = shape.modalities * (shape.modalities - 1) // 2
         self.joined = nn.Linear(shape.modalities * self.few + pairs * self.few**2, shape.width)
-        self.trunk = _trunk(shape)
+        self.trunk = _Trunk(shape)
 
     def forward(self, vectors: Tensor, present: Tensor) -> Tensor:
         """(n, modalities, width) and (n, modalities) to (n, outputs)."""

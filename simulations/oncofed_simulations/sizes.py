@@ -19,7 +19,7 @@ from oncofed_simulations.consortium import open_site
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
-__all__ = ["agreed_columns", "parameter_counts", "table"]
+__all__ = ["agreed_columns", "main", "parameter_counts", "table"]
 
 app = typer.Typer(help="Parameters of a study's network.", pretty_exceptions_enable=False)
 

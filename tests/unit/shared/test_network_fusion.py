@@ -95,11 +95,10 @@ def gelu(x: Values) -> Values:
     return np.asarray([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x])
 
 
-def trunk(layers: Any, x: Values) -> Values:
-    *blocks, last, head = layers
-    for block in blocks:
+def trunk(part: Any, x: Values) -> Values:
+    for block in part.layers:
         x = x + linear(block.narrow, gelu(linear(block.widen, norm(block.norm, x))))
-    return linear(head, norm(last, x))
+    return linear(part.heads, norm(part.norm, x))
 
 
 def flagged(x: Values, has: Values) -> Values:
