@@ -11,6 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from oncofed_client import settings
+from oncofed_client.genomics.settings import GenomicsSettings
+from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
 from oncofed_shared import messages, plan
@@ -28,6 +30,14 @@ STUDY = {
     "`[modalities.NAME.columns]`, numeric": plan.NumericColumn,
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
+    "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
+    "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
+    "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
+    "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,
+    "`[modalities.NAME.genomics.thresholds]`": plan.CallThresholds,
+    "`[modalities.NAME.genomics]`, mutations": plan.MutationFeatures,
+    "`[modalities.NAME.genomics.severity]`": plan.Severity,
+    "`[modalities.NAME.genomics.drivers]`": plan.Drivers,
     "`[model]`": plan.ModelSettings,
     "`[training]`": plan.Training,
     "`[strategy]`": plan.Strategy,
@@ -45,8 +55,16 @@ STUDY = {
 SITE = {
     "`[site]`": settings.SiteHeader,
     "`[tables.NAME]`": settings.TableSettings,
+    "`[tables.NAME.durations]`": settings.Duration,
     "`[consent]`": settings.Consent,
     "`[policy]`": settings.Policy,
+}
+IMAGING = {
+    "`[imaging]`": imaging.ImagingSettings,
+    "`[imaging.patient]`": imaging.PatientSource,
+    "`[imaging.series.ROLE]`": imaging.SeriesRule,
+    "`[imaging.regions.REGION]`": imaging.RegionRule,
+    "`[imaging.limits]`": imaging.Limits,
 }
 # Keys that are filled in when the file is read, from what the file says first.
 READ_FROM_FILE = {"main_task": "the first one written", "main_reference": "the first one written"}
@@ -76,10 +94,11 @@ def shown(name: str, model: type[BaseModel]) -> str:
         return "none" if value is None else "all defaults"
     if isinstance(value, (bool, str, tuple, dict)):
         return f"`{json.dumps(value)}`"
-    return f"{value:g}"
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
-PAGES = [("study.md", s, m) for s, m in STUDY.items()] + [("site.md", s, m) for s, m in SITE.items()]
+WHERE = {"study.md": STUDY, "site.md": SITE, "preprocessing.md": IMAGING}
+PAGES = [(page, s, m) for page, models in WHERE.items() for s, m in models.items()]
 
 
 @pytest.mark.parametrize(("page", "section", "model"), PAGES)
@@ -100,8 +119,10 @@ def test_a_reference_says_which_words_a_key_may_have(page, section, model):
 def test_every_model_of_a_file_has_its_table():
     made = {m for module in (plan, settings) for m in vars(module).values() if isinstance(m, type)}
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
-    assert models - {settings.SiteSettings} == (set(STUDY.values()) | set(SITE.values())) - {CohortSettings}
-    assert set(settings.SiteSettings.model_fields) == {"site", "tables", "consent", "policy"}
+    documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}
+    # [genomics] has its own page and its own test.
+    assert models - {settings.SiteSettings, GenomicsSettings} == documented - {CohortSettings}
+    assert set(settings.SiteSettings.model_fields) == {"site", "tables", "imaging", "genomics", "consent", "policy"}
 
 
 def test_every_unit_that_converts_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from oncofed_client.check import check_study, inventory
 from oncofed_client.init import propose_settings, write_settings
+from oncofed_client.prepare.cache import state_folder
 from oncofed_client.settings import (
     SETTINGS_FILE,
     SiteSettings,
@@ -36,6 +38,12 @@ app = typer.Typer(
 )
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
+OwnState = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", metavar="DIR", help="The site's own state, with its key and what is prepared; DIR.state without it."
+    ),
+]
 
 
 @app.callback()
@@ -58,6 +66,7 @@ def check(
         Path | None,
         typer.Option("--study", metavar="STUDY", help="A study; without one, an inventory."),
     ] = None,
+    state: OwnState = None,
 ) -> None:
     """Say what a folder holds and, with a study, whether that can run here."""
     console = Console(highlight=False)
@@ -66,9 +75,42 @@ def check(
     if plan is None:
         show_inventory(console, inventory(folder, settings))
         return
-    report = check_study(folder, settings, plan)
+    report = check_study(folder, settings, plan, state or state_folder(folder))
     show_check(console, report)
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def preprocess(
+    folder: Folder,
+    study: Annotated[Path, typer.Option("--study", metavar="STUDY", help="The study: it says what is made.")],
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Cases at a time; without it, one per processor.")
+    ] = None,
+    state: OwnState = None,
+    show_files: Annotated[
+        bool, typer.Option("--show-files", help="Name the files of cases that failed; a name may say who it is.")
+    ] = False,
+) -> None:
+    """Prepare the images and sequencing files of a folder for a study, once; killed, it goes on where it was."""
+    # pyradiomics and its like take a while to import; the other commands do without.
+    from oncofed_client.prepare.preprocess import preprocess as run  # noqa: PLC0415
+    from oncofed_client.prepare.show import progress_bar, show_report  # noqa: PLC0415
+
+    console = Console(highlight=False)
+    plan = load(study)
+    settings = _settings(folder, plan)
+    with progress_bar(Console(stderr=True, highlight=False)) as watch:
+        report = run(
+            folder,
+            settings,
+            plan,
+            study=study.parent,
+            state=state or state_folder(folder),
+            jobs=jobs or os.cpu_count() or 1,
+            watch=watch,
+        )
+    show_report(console, report, with_files=show_files)
 
 
 State = Annotated[Path, typer.Argument(metavar="DIR", help="The site's state folder, with its ledger and identity.")]

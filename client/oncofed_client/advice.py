@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from oncofed_client.cohort import Assembly
 from oncofed_client.labels import TaskLabels
 from oncofed_client.leaks import giveaways
+from oncofed_client.prepare.recipes import prepared_modalities
 from oncofed_client.reports import TaskReport
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings
 from oncofed_client.tables import Table
@@ -75,6 +76,8 @@ def study_warnings(assembly: Assembly, tasks: tuple[TaskReport, ...], plan: Plan
     warnings = []
     for name, block in assembly.blocks.items():
         table = plan.modalities[name].table
+        if not block.found and name in prepared_modalities(plan, settings):
+            continue  # `check` says what to do about it
         if not block.found:
             why = (
                 ""

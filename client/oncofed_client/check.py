@@ -15,6 +15,10 @@ from oncofed_client.advice import study_warnings, table_warnings
 from oncofed_client.cohort import assemble, cannot_run, nobody_consented
 from oncofed_client.consent import allowed_patients
 from oncofed_client.policy import policy_objections
+from oncofed_client.prepare.cache import existing_cache
+from oncofed_client.prepare.inventory import RawReport, raw_report
+from oncofed_client.prepare.recipes import prepared_modalities, undefined_names
+from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.reports import (
     CheckReport,
     Inventory,
@@ -23,7 +27,7 @@ from oncofed_client.reports import (
     table_reports,
     task_report,
 )
-from oncofed_client.settings import SiteSettings
+from oncofed_client.settings import SETTINGS_FILE, SiteSettings
 from oncofed_client.tables import Problems, Table, load_tables
 from oncofed_shared.errors import DataError, ExitCode, PolicyRefusal
 from oncofed_shared.plan import Plan
@@ -64,16 +68,44 @@ def inventory(folder: Path, settings: SiteSettings) -> Inventory:
     problems = Problems()
     tables = load_tables(folder, settings, problems)
     allowed, refusal = _who_may_enter(tables, settings, folder, problems)
+    raw = raw_report(folder, settings)
     return Inventory(
         site=settings.site.name,
         folder=str(folder),
         tables=table_reports(tables, settings),
-        patients=len(_everybody(tables)),
+        patients=len(_everybody(tables) | (raw.patients if raw else frozenset())),
         may_enter=len(allowed),
         consent=str(refusal or f"{len(allowed)} patients may enter"),
         problems=problems.lines(),
-        warnings=tuple(table_warnings(tables)),
+        warnings=(*table_warnings(tables), *_strangers(tables, raw)),
+        raw=raw,
     )
+
+
+def _strangers(tables: Mapping[str, Table], raw: RawReport | None) -> list[str]:
+    """Warn where the ids of images are not those of the tables."""
+    people = _everybody(tables)
+    if raw is None or not raw.patients or not people:
+        return []
+    outside = len(raw.patients - people)
+    if outside == len(raw.patients):
+        why = "if the archive has numbers of its own, give their table as imaging.patient.link"
+        return [f"none of the patients with images is in a table; {why}"]
+    return [f"{outside} patients with images are in no table, and are left out"] if outside else []
+
+
+def _unprepared(tables: Mapping[str, Table], settings: SiteSettings, plan: Plan) -> list[str]:
+    """Warn of modalities that this site makes from raw files and has not made, or cannot."""
+    warnings = []
+    for name, modality in prepared_modalities(plan, settings).items():
+        absent = undefined_names(modality, settings)
+        if absent:
+            warnings.append(f"modality {name}: {SETTINGS_FILE} does not say what {' and '.join(absent)} is")
+        if (modality.table or name) not in tables:
+            warnings.append(
+                f"modality {name}: is made from raw files and nothing of it is there yet; run `oncofed-site preprocess`"
+            )
+    return warnings
 
 
 def _verdict(
@@ -94,8 +126,11 @@ def _verdict(
     return tuple(reasons), ExitCode.REFUSED if reasons else ExitCode.DONE
 
 
-def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport:
+def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | None = None) -> CheckReport:
     """Read a folder as a study would and report on it.
+
+    Args:
+        state: the site's own state, with what was prepared of its raw files.
 
     Raises:
         DataError: the folder cannot be read. Problems inside its files are part of the report.
@@ -105,9 +140,15 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport
     broken = len(problems) > 0
     allowed, refusal = _who_may_enter(tables, settings, folder, problems)
     everybody = _everybody(tables)
-    warnings = table_warnings(tables)
+    raw = raw_report(folder, settings)
+    warnings = table_warnings(tables) + _strangers(tables, raw)
     # A table that cannot be used would only make everything in it look absent.
     counted = frozenset() if broken else allowed or everybody
+    try:
+        tables |= prepared_tables(settings, plan, existing_cache(state), allowed)
+    except DataError as error:
+        problems.take(error)
+    warnings += _unprepared(tables, settings, plan)
     assembly = assemble({} if broken else tables, settings, plan, counted, problems)
     reason = None if broken else cannot_run(assembly, plan, tables, folder)
     if reason is not None:
@@ -121,7 +162,7 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport
     return CheckReport(
         site=settings.site.name,
         study=plan.study.name,
-        patients=len(everybody),
+        patients=len(everybody | (raw.patients if raw else frozenset())),
         may_enter=len(allowed),
         counted=len(counted),
         usable=usable,
@@ -133,4 +174,5 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan) -> CheckReport
         warnings=tuple(warnings),
         why_not=why_not,
         exit_code=code,
+        raw=raw,
     )

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from oncofed_client.columns import Block, read_modality, reserved_columns
 from oncofed_client.consent import allowed_patients, consented
 from oncofed_client.labels import TaskLabels, read_labels, read_split, read_subgroup
+from oncofed_client.prepare.cache import Cache
+from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings
 from oncofed_client.tables import Problems, Table, load_tables
 from oncofed_shared.errors import ConfigError, DataError, PolicyRefusal
@@ -171,8 +173,8 @@ def _lacks(tables: Mapping[str, Table], columns: tuple[str, ...], table: str | N
     return f"there is no table '{table}' with the column {names}{hint}"
 
 
-def read_cohort(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
-    """Read a site's folder for a study. Consent is read anew.
+def read_cohort(folder: Path, settings: SiteSettings, plan: Plan, cache: Cache | None = None) -> Cohort:
+    """Read a site's folder for a study, and what was prepared of its raw files. Consent is read anew.
 
     A patient takes part who consented, has every required modality, at least one modality, and at
     least one label.
@@ -188,6 +190,7 @@ def read_cohort(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
     allowed = allowed_patients(tables, settings)
     if not allowed:
         raise nobody_consented(folder)
+    tables |= prepared_tables(settings, plan, cache, allowed)
     assembly = assemble(tables, settings, plan, allowed, problems)
     problems.raise_if_any()
     reason = cannot_run(assembly, plan, tables, folder)

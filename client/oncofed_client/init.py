@@ -1,4 +1,4 @@
-"""A first `site.toml` for a folder of tables: commented, consent left to a person."""
+"""A first `site.toml` for a folder of tables and raw files: commented, consent left to a person."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from oncofed_client.prepare.propose_genomics import propose_genomics
+from oncofed_client.prepare.propose_imaging import propose_imaging
+from oncofed_client.prepare.propose_tables import propose_columns
 from oncofed_client.settings import SETTINGS_FILE
 from oncofed_client.tables import Problems, Records, read_records
 from oncofed_shared.errors import ConfigError, DataError
@@ -50,6 +53,8 @@ name = {name}
 #   units    = {{ age = "months" }}                   by the study's name; converted to the study's
 #   missing  = ["", "NA", "unknown"]                 texts that mean "no value", in place of the
 #                                                    usual: NA, [Not Available], nan, NaN, null
+#   durations = {{ os_days = {{ since = "diagnosed", until = ["died", "seen"] }} }}
+#                                                    dates become durations and are not kept
 #   required = true                                  a missing file is then an error
 """
 
@@ -139,8 +144,6 @@ def _read(folder: Path) -> tuple[dict[str, Records], dict[str, str]]:
             f"{folder}: cannot be read as a folder ({error.strerror}); check its name and rights",
             code="folder",
         ) from None
-    if not paths:
-        raise DataError(f"{folder}: has no .csv or .tsv file; put the site's tables there first")
     records: dict[str, Records] = {}
     broken: dict[str, str] = {}
     for path in paths:
@@ -157,18 +160,18 @@ def propose_settings(folder: Path) -> str:
     """Write down a commented `site.toml` for a folder, as text.
 
     Every .csv and .tsv with a column that looks like a patient id becomes a table; the others are
-    named in comments.
+    named in comments. Images and sequencing files become `[imaging]` and `[genomics]`.
 
     Raises:
-        DataError: the folder cannot be read, or has no usable table.
+        DataError: the folder cannot be read, or has neither a usable table nor raw files.
     """
     records, broken = _read(folder)
-    chosen = _choose({file: _candidates(r) for file, r in records.items()})
-    if not chosen:
-        raise DataError(
-            f"{folder}: no table has a patient id column that `init` knows (such as patient_id), "
-            f"with one row per patient; rename it, or write {SETTINGS_FILE} by hand",
-        )
+    candidates = {file: _candidates(r) for file, r in records.items() if not _is_link(r)}
+    chosen = _choose(candidates)
+    people = {p for file, (column, _) in chosen.items() for p in candidates[file][column]}
+    raw = propose_imaging(folder, people) + propose_genomics(folder, people, set(chosen))
+    if not chosen and not raw:
+        raise _nothing(folder, records, broken)
     taken: set[str] = set()
     blocks = []
     for file, (column, shared) in chosen.items():
@@ -176,14 +179,32 @@ def propose_settings(folder: Path) -> str:
         note = "" if shared else "   # shares no patient with the other tables: is it the id?"
         key = name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _quoted(name)
         blocks.append(f"\n[tables.{key}]\nfile = {_quoted(file)}\nid = {_quoted(column)}{note}\n")
+        blocks.append(propose_columns(records[file]))
     left = dict.fromkeys(records, "no column looks like a patient id with one row per patient")
     left = {f: why for f, why in (left | broken).items() if f not in chosen}
     if left:
         blocks.append("\n# Not used:\n")
         blocks += [f"#   {_quoted(f)}: {why}\n" for f, why in sorted(left.items())]
     header = _HEADER.format(name=_quoted(_name(folder.resolve().name, set())))
-    first = next(iter(sorted(taken, key=lambda n: (n != "clinical", n))))
-    return header + "".join(blocks) + _FOOTER.format(table=_quoted(first))
+    first = next(iter(sorted(taken, key=lambda n: (n != "clinical", n))), "clinical")
+    return header + "".join(blocks) + raw + _FOOTER.format(table=_quoted(first))
+
+
+def _is_link(records: Records) -> bool:
+    """Whether it only says which number of an archive is which patient."""
+    return set(records.header) == {"source", "patient_id"}
+
+
+def _nothing(folder: Path, records: Mapping[str, Records], broken: Mapping[str, str]) -> DataError:
+    """Nothing that `init` knows lies in the folder."""
+    if not records and not broken:
+        return DataError(
+            f"{folder}: has no .csv or .tsv file, no images and no sequencing files; put the site's files there first"
+        )
+    return DataError(
+        f"{folder}: no table has a patient id column that `init` knows (such as patient_id), "
+        f"with one row per patient; rename it, or write {SETTINGS_FILE} by hand",
+    )
 
 
 def write_settings(folder: Path) -> Path:

@@ -12,6 +12,7 @@ import numpy as np
 
 from oncofed_client.cohort import Assembly
 from oncofed_client.labels import TaskLabels
+from oncofed_client.prepare.inventory import RawReport
 from oncofed_client.settings import SiteSettings
 from oncofed_client.tables import Table
 from oncofed_shared.errors import ExitCode
@@ -48,7 +49,7 @@ class TableReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inventory:
-    """A folder without a study: its tables, its patients, its consent."""
+    """A folder without a study: its tables and raw files, its patients, its consent."""
 
     site: str
     folder: str
@@ -58,6 +59,7 @@ class Inventory:
     consent: str
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
+    raw: RawReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,7 @@ class CheckReport:
         subgroups: patients by group.
         problems: what is wrong in the files; warnings: what a person should look at.
         why_not: reasons why it cannot run; empty when it can.
+        raw: images and sequencing files, if the site has any.
     """
 
     site: str
@@ -124,6 +127,7 @@ class CheckReport:
     warnings: tuple[str, ...]
     why_not: tuple[str, ...]
     exit_code: ExitCode
+    raw: RawReport | None = None
 
     @property
     def can_run(self) -> bool:

@@ -1,4 +1,4 @@
-"""A site's own settings: who it is, which tables it has, who consented, what its policy is.
+"""A site's own settings: who it is, which tables and raw files it has, who consented, what its policy is.
 
 They stand in `site.toml` in the site's folder or, for a simulation over folders that have none, in
 the study's `[simulation.site]`. Every mistake is named with its path, all at once.
@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from oncofed_client.genomics.settings import GenomicsSettings
+from oncofed_client.imaging.settings import ImagingSettings
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import read_toml, validate
 from oncofed_shared.renyi_filter import ORDERS
@@ -22,6 +24,7 @@ __all__ = [
     "RELEASES",
     "SETTINGS_FILE",
     "Consent",
+    "Duration",
     "Policy",
     "SiteHeader",
     "SiteSettings",
@@ -53,6 +56,20 @@ class SiteHeader(_Frozen):
     name: Name
 
 
+class Duration(_Frozen):
+    """The time between two dates of a patient, in place of the dates.
+
+    Attributes:
+        since: the file's column with the first date.
+        until: its columns with the last one; the first of them that is not empty counts.
+        unit: of the result.
+    """
+
+    since: Text
+    until: Annotated[tuple[Text, ...], Field(min_length=1)]
+    unit: Literal["days", "weeks", "months", "years"] = "days"
+
+
 class TableSettings(_Frozen):
     """One file of the site.
 
@@ -64,6 +81,9 @@ class TableSettings(_Frozen):
         units: by the study's column name, the unit that the file has.
         missing: texts that mean "no value"; an empty cell always does.
         required: a missing file is then an error.
+        durations: new column -> the dates that it lies between. Columns of dates are not kept.
+        events: new column -> the file's column of dates; 1 where there is one, 0 where not.
+        date_format: how the file writes dates, in `%Y`, `%m` and `%d`.
     """
 
     file: Text
@@ -72,6 +92,9 @@ class TableSettings(_Frozen):
     units: dict[str, Text] = {}
     missing: tuple[str, ...] = DEFAULT_MISSING
     required: bool = False
+    durations: dict[str, Duration] = {}
+    events: dict[str, Text] = {}
+    date_format: Annotated[str, Field(pattern=r"^(%[Ymd][-./ ]?){3}$")] = "%Y-%m-%d"
 
     @model_validator(mode="after")
     def _sound(self) -> Self:
@@ -83,6 +106,15 @@ class TableSettings(_Frozen):
             problems.append("file must be a .csv (commas) or a .tsv (tabs)")
         if len(set(self.rename.values())) != len(self.rename):
             problems.append("rename gives two columns the same name")
+        both = sorted(
+            (set(self.durations) & set(self.events)) | {*self.durations, *self.events} & set(self.rename.values())
+        )
+        if both:
+            problems.append(f"{', '.join(both)}: is made twice, by two of rename, durations and events")
+        if self.id in {*self.durations, *self.events}:
+            problems.append("durations and events must not make the id column")
+        if any(part not in self.date_format for part in ("%Y", "%m", "%d")):
+            problems.append("date_format needs %Y, %m and %d")
         if self.id in self.rename:
             problems.append("rename must not rename the id column; set `id` to the name in the file")
         if problems:
@@ -179,16 +211,26 @@ class Policy(_Frozen):
 
 
 class SiteSettings(_Frozen):
-    """All of a `site.toml`."""
+    """All of a `site.toml`.
+
+    Attributes:
+        tables: by the names that a study uses.
+        imaging: how the site's images are read; without it, it has none.
+        genomics: how its sequencing files are read.
+    """
 
     site: SiteHeader
-    tables: Annotated[dict[Name, TableSettings], Field(min_length=1)]
+    tables: dict[Name, TableSettings] = {}
+    imaging: ImagingSettings | None = None
+    genomics: GenomicsSettings | None = None
     consent: Consent = Consent()
     policy: Policy = Policy()
 
     @model_validator(mode="after")
     def _references(self) -> Self:
         problems = []
+        if not self.tables and self.imaging is None and self.genomics is None:
+            problems.append("tables: is missing; give at least one [tables.NAME], [imaging] or [genomics]")
         if self.consent.table is not None and self.consent.table not in self.tables:
             problems.append(f"consent.table: no table has this name; there are {', '.join(self.tables)}")
         files: dict[str, str] = {}

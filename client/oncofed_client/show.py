@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from oncofed_client.check import CheckReport, Inventory
+from oncofed_client.prepare.inventory import RawReport
 from oncofed_client.reports import ModalityReport, TaskReport
 
 __all__ = ["show_check", "show_inventory"]
@@ -38,6 +39,28 @@ def _share(part: int, whole: int) -> str:
     return f"{part} ({part / whole:.0%})" if whole else "-"
 
 
+def _counts(console: Console, title: str, counts: Mapping[str, int]) -> None:
+    if counts:
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        console.print(Text(f"{title}: {listed}"), soft_wrap=True)
+
+
+def _show_raw(console: Console, raw: RawReport) -> None:
+    """Print what lies there as raw files."""
+    if raw.series:
+        table = _grid("\nImages", "kind", "role", "patients", "series", "files", "with a problem")
+        for one in raw.series:
+            _row(table, one.kind, one.role or "-", *map(str, (one.patients, one.series, one.files, one.broken)))
+        console.print(table)
+    _counts(console, "\nRegions, by patients", raw.regions)
+    _counts(console, "\nSequencing files", raw.sequencing)
+    _counts(console, "\nIdentifying header fields, by files; none is kept", raw.identifying)
+    if raw.others:
+        console.print(Text(f"\n{raw.others} other files are not looked at."))
+    _list(console, "Problems in raw files; what has one is left out", raw.problems, "red")
+    _list(console, "Raw files", raw.notes, "yellow")
+
+
 def show_inventory(console: Console, found: Inventory) -> None:
     """Print what a folder holds."""
     console.print(Text(f"Site {found.site}, {found.folder}", style="bold"), soft_wrap=True)
@@ -48,8 +71,12 @@ def show_inventory(console: Console, found: Inventory) -> None:
         else:
             missing = _share(t.missing, t.cells)
             _row(table, t.name, t.file, str(t.patients), str(t.columns), missing)
-    console.print(table)
-    console.print(Text(f"\n{found.patients} patients in all tables together."))
+    if found.tables:
+        console.print(table)
+    if found.raw is not None:
+        _show_raw(console, found.raw)
+    where = "tables" if found.raw is None else "files"
+    console.print(Text(f"\n{found.patients} patients in all {where} together."))
     console.print(Text(f"Consent: {found.consent}."), soft_wrap=True)
     _list(console, "Problems", found.problems, "red")
     _list(console, "Warnings", found.warnings, "yellow")
@@ -81,6 +108,8 @@ def show_check(console: Console, report: CheckReport) -> None:
             Text("Nobody may enter, so the numbers below count everybody in the files."),
             soft_wrap=True,
         )
+    if report.raw is not None:
+        _show_raw(console, report.raw)
     if report.modalities:
         table = _grid("\nModalities", "modality", "patients", "columns", "missing values")
         for m in report.modalities:

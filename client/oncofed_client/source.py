@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort, consented, read_cohort, split_patients
+from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.settings import SiteSettings
 from oncofed_shared.errors import DataError
 from oncofed_shared.messages import Trial
@@ -60,7 +61,8 @@ class FolderSource:
     """A hospital's folder.
 
     Args:
-        state: folder that keeps each patient's part, under a hash of his id; without it parts live as long as this object.
+        state: folder that keeps each patient's part, under a hash of his id, and what was prepared of raw files. Without it
+            parts live as long as this object, and raw files are not used.
     """
 
     def __init__(self, folder: Path, settings: SiteSettings, *, state: Path | None = None) -> None:
@@ -77,14 +79,20 @@ class FolderSource:
         return self.settings.site.name
 
     def cohort(self, plan: Plan) -> Cohort:
-        """The patients who may enter now. Files are read once; consent is read at every call."""
+        """The patients who may enter now. Files are read once; consent is read at every call.
+
+        Whoever withdrew loses what was prepared of his raw files.
+        """
         allowed = consented(self.folder, self.settings)
         current = self._current.get(plan.hash)
         if current is not None and current[0] == allowed:
             return current[1]
+        cache = existing_cache(self.state)
+        if cache is not None:
+            cache.keep_only(allowed)
         whole = self._whole.get(plan.hash)
         if whole is None or current is None or allowed - current[0]:
-            whole = self._whole[plan.hash] = read_cohort(self.folder, self.settings, plan)
+            whole = self._whole[plan.hash] = read_cohort(self.folder, self.settings, plan, cache)
         rows = np.fromiter((p in allowed for p in whole.patients), bool, len(whole.patients))
         cohort = whole if bool(rows.all()) else keep_rows(whole, rows)
         self._current[plan.hash] = (allowed, cohort)

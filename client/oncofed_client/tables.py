@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_client.prepare.clinical import with_durations
 from oncofed_client.settings import SiteSettings, TableSettings
 from oncofed_shared.errors import DataError
 
@@ -241,8 +242,9 @@ def read_table(path: Path, name: str, settings: TableSettings, problems: Problem
     place = records.header.index(settings.id)
     ids = [row.pop(place) for row in rows]
     keep = _unique_ids(str(path), ids, records.lines, settings.id, problems)
-    columns = [settings.rename.get(c, c) for c in records.header]
-    columns.pop(place)
+    local = [c for i, c in enumerate(records.header) if i != place]
+    local, rows = with_durations(str(path), local, rows, records.lines, settings=settings, problems=problems)
+    columns = [settings.rename.get(c, c) for c in local]
     cells: NDArray[Any] = np.empty((len(keep), len(columns)), dtype=object)
     if keep and columns:
         cells[:] = [rows[i] for i in keep]

@@ -28,26 +28,46 @@ from pydantic import (
     model_validator,
 )
 
+from oncofed_shared.plan_genomics import (
+    CallThresholds,
+    CopyNumberFeatures,
+    Drivers,
+    ExpressionFeatures,
+    GenomicFeatures,
+    MutationFeatures,
+    ReferenceSample,
+    Severity,
+)
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
+from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_sizes import Fusion, Size, sized
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
 
 __all__ = [
+    "CallThresholds",
     "CategoricalColumn",
     "ClassificationTask",
     "Column",
     "ConsortiumPrivacy",
+    "CopyNumberFeatures",
+    "Drivers",
     "Evaluation",
+    "ExpressionFeatures",
+    "GenomicFeatures",
     "Modality",
     "ModelSettings",
+    "MutationFeatures",
     "NoPrivacy",
     "NumericColumn",
     "OrdinalColumn",
     "Plan",
     "Privacy",
+    "RadiomicFeatures",
     "Reference",
+    "ReferenceSample",
+    "Severity",
     "Simulation",
     "SitePrivacy",
     "SplitColumn",
@@ -239,6 +259,8 @@ class Modality(Frozen):
         tokens: `one`, `columns` (a token per column), a number (equal parts in sorted order), or named patterns (a
             column that fits two names goes to the first in the alphabet).
         required: a patient without this modality does not take part.
+        genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
+        extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
     """
 
     table: str | None = None
@@ -254,6 +276,14 @@ class Modality(Frozen):
     missing: Literal["mask", "impute", "drop"] = "mask"
     tokens: Literal["one", "columns"] | Annotated[int, Field(ge=1, le=256)] | dict[Name, tuple[str, ...]] = "one"
     required: bool = False
+    genomics: GenomicFeatures | None = None
+    extraction: RadiomicFeatures | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
+        content: dict[str, Any] = written(self)
+        return {k: v for k, v in content.items() if k not in {"genomics", "extraction"} or v is not None}
 
     @field_validator("patterns")
     @classmethod
@@ -286,6 +316,27 @@ class Modality(Frozen):
             message = "'log' takes no negative value, and a range begins below 0; use 'signed_log'"
             raise ValueError(message)
         return transform
+
+    @field_validator("genomics")
+    @classmethod
+    def _read(cls, genomics: GenomicFeatures | None, info: ValidationInfo) -> GenomicFeatures | None:
+        if genomics is None or not {"columns", "patterns"} <= set(info.data):
+            return genomics
+        made, names, patterns = genomics.column, info.data["columns"] or {}, info.data["patterns"] or ()
+        fits = any(compile_pattern(made).fullmatch(n) for n in names)
+        fits = fits or any(compile_pattern(p).fullmatch(made.replace("{gene}", "GENE")) for p in patterns)
+        if not fits:
+            message = f".column: no column or pattern of this modality reads '{made}'"
+            raise ValueError(message)
+        return genomics
+
+    @field_validator("extraction")
+    @classmethod
+    def _one_origin(cls, extraction: RadiomicFeatures | None, info: ValidationInfo) -> RadiomicFeatures | None:
+        if extraction is not None and info.data.get("genomics") is not None:
+            message = "a modality comes from images or from sequencing files; make two modalities of it"
+            raise ValueError(message)
+        return extraction
 
     @field_validator("spread")
     @classmethod

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from oncofed_client.prepare.report import Report
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
@@ -23,6 +24,7 @@ from oncofed_simulations.allocator import return_large_arrays
 from oncofed_simulations.curve import CurveOptions, privacy_curve
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
+from oncofed_simulations.raw_cohort import write_raw_cohort
 from oncofed_simulations.run import Engine, Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
@@ -32,6 +34,8 @@ import_app = typer.Typer(
     help="Bring public data into site folders.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(import_app, name="import")
+
+_FORMATS = {"tables": write_cohort, "raw": write_raw_cohort}
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -114,6 +118,12 @@ def run(
             rounds[key] = state.round
             progress.update(bar, completed=sum(rounds.values()), description=f"{key}: round {state.round}{loss}")
 
+        def tell(site: str, report: Report) -> None:
+            for failure in report.failures:
+                for line in failure.safe:
+                    console.print(f"{site}: {failure.modality}: {line}", markup=False, soft_wrap=True)
+            progress.update(bar, completed=0, total=None, description="reading sites")
+
         options = Options(
             sites=sites,
             external=external,
@@ -130,6 +140,12 @@ def run(
             engine=engine,
             ray_address=ray_address,
             environment=dict(os.environ),
+            study=study.parent,
+            jobs=os.cpu_count() or 1,
+            prepared=lambda site, done, total: progress.update(
+                bar, completed=done, total=total, description=f"{site}: preprocessing"
+            ),
+            tell=tell,
         )
         result = run_study(plan, options)
     print(headline(result))
@@ -142,12 +158,12 @@ def cohort(
     sites: Annotated[int, typer.Option(help="Number of hospitals.")],
     patients: Annotated[int, typer.Option(help="Patients of all hospitals together.")],
     seed: Annotated[int, typer.Option(help="Same seed, same files.")],
-    formats: Annotated[str, typer.Option(help="What the files look like: tables.")] = "tables",
+    formats: Annotated[str, typer.Option(help="What the files look like: tables, or raw.")] = "tables",
 ) -> None:
     """Write a synthetic consortium with a known signal in every modality."""
-    if formats != "tables":
-        raise ConfigError(f"--formats {formats}: expected 'tables'")
-    write_cohort(out, sites=sites, patients=patients, seed=seed)
+    if formats not in _FORMATS:
+        raise ConfigError(f"--formats {formats}: expected 'tables' or 'raw'")
+    _FORMATS[formats](out, sites=sites, patients=patients, seed=seed)
     print(f"{sites} sites with {patients} patients in {out}")
 
 

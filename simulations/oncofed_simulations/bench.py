@@ -23,6 +23,7 @@ from oncofed_simulations.bare import Workload
 from oncofed_simulations.bench_crowd import crowd_memory, crowd_round
 from oncofed_simulations.bench_measure import MEBIBYTE, Measure
 from oncofed_simulations.bench_noise import sampler
+from oncofed_simulations.bench_prepare import preprocessing
 from oncofed_simulations.bench_private import private_step
 from oncofed_simulations.bench_secagg import secure_sums
 
@@ -101,6 +102,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "crowd": crowd_round,
     "memory": crowd_memory,
     "private": private_step,
+    "preprocessing": preprocessing,
     "noise": sampler,
     "secagg": secure_sums,
 }

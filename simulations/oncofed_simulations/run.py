@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from oncofed_client.prepare.report import Report
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
@@ -26,6 +27,7 @@ from oncofed_simulations.flower_job import Member
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.journal import keep_journal
 from oncofed_simulations.loopback import Tap
+from oncofed_simulations.raw_prepare import clear_states, prepare_sites
 from oncofed_simulations.study import Study
 from oncofed_simulations.synthetic import CohortSettings, read_settings, write_cohort
 
@@ -54,6 +56,10 @@ class Options:
         engine: what runs the federated trials.
         ray_address: HOST:PORT of a Ray cluster, for Flower's engine.
         environment: of the processes that Flower's engine starts.
+        study: folder of the study's file, where the settings lie that it names; needed for sites with raw files.
+        jobs: processes that preprocess raw files.
+        prepared: called with a site's name, its cases that are done, and all of them.
+        tell: called with a site's name and what preprocessing did there.
     """
 
     sites: Path | None
@@ -72,6 +78,10 @@ class Options:
     engine: Engine = Engine.LOOPBACK
     ray_address: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    study: Path | None = None
+    jobs: int = 1
+    prepared: Callable[[str, int, int], None] = lambda site, done, total: None
+    tell: Callable[[str, Report], None] = lambda site, report: None
 
 
 def run_study(plan: Plan, options: Options) -> dict[str, Any]:
@@ -97,6 +107,14 @@ def run_study(plan: Plan, options: Options) -> dict[str, Any]:
         settings = _cohort_settings(plan)
         _claim(plan, options)
         sites, externals = _open(plan, options, _generated(options.out / "cohort", settings))
+    prepare_sites(
+        plan,
+        (sites | externals).values(),
+        study=options.study,
+        jobs=options.jobs,
+        watch=options.prepared,
+        tell=options.tell,
+    )
     consortium = Consortium(
         plan=plan,
         sites=sites,
@@ -192,8 +210,9 @@ def _claim(plan: Plan, options: Options) -> None:
             else:
                 path.unlink(missing_ok=True)
     if not options.resume:
-        for name in ("progress", "sites", "cohort", "flower"):
+        for name in ("progress", "cohort", "flower"):
             shutil.rmtree(out / name, ignore_errors=True)
+        clear_states(out / "sites")
         write_whole(out / "plan.json", _mark(plan, options))
 
 

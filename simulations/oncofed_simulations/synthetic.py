@@ -28,12 +28,25 @@ from oncofed_simulations.population import (
     draw_patients,
 )
 
-__all__ = ["CohortSettings", "read_settings", "write_cohort"]
+__all__ = [
+    "GENOMICS",
+    "LABEL",
+    "WITHHELD",
+    "CohortSettings",
+    "choose_part",
+    "lacking_modalities",
+    "read_settings",
+    "site_sizes",
+    "write_cohort",
+    "write_shuffled",
+]
 
-_GENOMICS = ("expression", "cnv", "mutations")
-_LABEL = "TP53_mut"
+GENOMICS = ("expression", "cnv", "mutations")
+LABEL = "TP53_mut"
+"""Column of the mutations that is also a label."""
+WITHHELD = 0.03
+"""Part of a site's patients who do not consent."""
 _SMALLEST_SITE = 4
-_WITHHELD = 0.03
 
 
 class CohortSettings(BaseModel):
@@ -113,13 +126,13 @@ def write_cohort(
     streams = np.random.SeedSequence(seed).spawn(sites + 1)
     ids = _opaque_ids(np.random.default_rng(streams[0]), patients)
     with new_folder(out) as partial:
-        for k, size in enumerate(_sizes(sites, patients)):
+        for k, size in enumerate(site_sizes(sites, patients)):
             mine, ids = ids[:size], ids[size:]
             rng = np.random.default_rng(streams[k + 1])
-            _write_site(partial / f"site-{k + 1}", mine, _lacking(k, sites), settings, rng)
+            _write_site(partial / f"site-{k + 1}", mine, lacking_modalities(k, sites), settings, rng)
 
 
-def _sizes(sites: int, patients: int) -> list[int]:
+def site_sizes(sites: int, patients: int) -> list[int]:
     """Sizes that fall with the rank like rank**-0.7, in total `patients`."""
     weights = np.arange(1, sites + 1) ** -0.7
     spare = patients - _SMALLEST_SITE * sites
@@ -128,11 +141,11 @@ def _sizes(sites: int, patients: int) -> list[int]:
     return [size + (k < rest) for k, size in enumerate(sizes)]
 
 
-def _lacking(k: int, sites: int) -> tuple[str, ...]:
+def lacking_modalities(k: int, sites: int) -> tuple[str, ...]:
     """Modalities that site k, counted from 0, has not got."""
     several = max(1, sites // 6) if sites > 2 else 0
     if k >= sites - several:
-        return _GENOMICS
+        return GENOMICS
     return ("radiomics",) if k >= sites - 2 * several else ()
 
 
@@ -144,7 +157,7 @@ def _opaque_ids(rng: np.random.Generator, count: int) -> list[str]:
     return list(ids)
 
 
-def _some(rng: np.random.Generator, part: float, count: int) -> NDArray[np.bool_]:
+def choose_part(rng: np.random.Generator, part: float, count: int) -> NDArray[np.bool_]:
     """Choose a fixed part of `count` patients, and at least one of twenty unless the part is 0."""
     chosen = np.zeros(count, dtype=np.bool_)
     number = round(part * count)
@@ -172,16 +185,16 @@ def _write_site(
         if modality in lacking:
             continue
         files[modality] = f"{modality}.csv"
-        absent = _some(stream, 2 * settings.gaps, len(ids))
+        absent = choose_part(stream, 2 * settings.gaps, len(ids))
         if modality == "mutations":
-            column = values[:, COLUMNS[modality].index(_LABEL)]
+            column = values[:, COLUMNS[modality].index(LABEL)]
             mutated = ["" if a else "mutant" if x else "wildtype" for x, a in zip(column, absent, strict=True)]
         cells = _cells(stream, modality, values, settings.gaps)
         rows = [[i, *row] for i, row, a in zip(ids, cells, absent, strict=True) if not a]
-        _write_shuffled(folder / files[modality], ["patient_id", *COLUMNS[modality]], rows, stream)
+        write_shuffled(folder / files[modality], ["patient_id", *COLUMNS[modality]], rows, stream)
     _write_clinical(folder / files["clinical"], ids, patients, settings, outcomes)
     labels = [list(row) for row in zip(ids, map(str, patients.kind), mutated, strict=True)]
-    _write_shuffled(folder / files["labels"], ["patient_id", "cancer_type", "tp53"], labels, streams[0])
+    write_shuffled(folder / files["labels"], ["patient_id", "cancer_type", "tp53"], labels, streams[0])
     _write_settings(folder, files, len(ids))
 
 
@@ -217,7 +230,7 @@ def _write_clinical(
     columns = {
         name: np.where(rng.random(count) < settings.gaps, "", texts).tolist() for name, texts in optional.items()
     }
-    columns["consent"] = np.where(_some(rng, _WITHHELD, count), "no", "yes").tolist()
+    columns["consent"] = np.where(choose_part(rng, WITHHELD, count), "no", "yes").tolist()
     columns["os_event"] = np.where(died, "1", "0").tolist()
     columns["os_days"] = np.char.mod("%d", days).tolist()
     header = [
@@ -232,10 +245,11 @@ def _write_clinical(
         "response",
     ]
     rows = [list(row) for row in zip(ids, *(columns[name] for name in header), strict=True)]
-    _write_shuffled(path, ["patient_id", *header], rows, rng)
+    write_shuffled(path, ["patient_id", *header], rows, rng)
 
 
-def _write_shuffled(path: Path, header: list[str], rows: list[list[str]], rng: np.random.Generator) -> None:
+def write_shuffled(path: Path, header: list[str], rows: list[list[str]], rng: np.random.Generator) -> None:
+    """Write a table whose rows are in an order that tells nothing."""
     write_table(path, header, [rows[int(i)] for i in rng.permutation(len(rows))])
 
 
