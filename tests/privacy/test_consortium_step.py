@@ -41,6 +41,8 @@ SHAPES = {
     "linear": {"model.layers": 0},
     "transformer": {},
     "free hazards": {"model.layers": 2, "model.hazards": "free"},
+    "weighted sum": {"model.fusion": "weighted_sum"},
+    "kronecker": {"model.fusion": "kronecker"},
 }
 
 
