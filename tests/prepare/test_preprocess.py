@@ -249,7 +249,7 @@ def test_a_table_of_the_site_goes_before_its_raw_files(copy_of: CopyOf) -> None:
     assert cohort.values["radiomics"][cohort.patients.index(patient), 0] == 4.5
 
 
-def test_other_settings_are_other_entries_and_both_stay(copy_of: CopyOf, tmp_path: Path) -> None:
+def test_other_settings_are_other_entries_and_those_of_another_study_stay(copy_of: CopyOf, tmp_path: Path) -> None:
     hospital = copy_of("site-1")
     before = hospital.entries()
     text = (STUDIES / "demo_radiomics.yaml").read_text(encoding="utf-8") + "# another file\n"
@@ -257,9 +257,14 @@ def test_other_settings_are_other_entries_and_both_stay(copy_of: CopyOf, tmp_pat
     wanted = {"file": "other.yaml", "sha256": hashlib.sha256(text.encode()).hexdigest()}
     plan = changed(hospital.plan, radiomics={"extraction": wanted})
     settings = load_settings(hospital.folder)
-    report = preprocess(hospital.folder, settings, plan, study=tmp_path, state=hospital.state)
+    another = plan.model_copy(update={"study": plan.study.model_copy(update={"name": "another"})})
+    report = preprocess(hospital.folder, settings, another, study=tmp_path, state=hospital.state)
     assert report.made == report.patients["radiomics"]
-    assert before.items() <= hospital.entries().items()
+    both = hospital.entries()
+    assert before.items() < both.items()
+    assert preprocess(hospital.folder, settings, plan, study=tmp_path, state=hospital.state).made == 0
+    old = recipe(hospital.plan.modalities["radiomics"], settings)
+    assert hospital.entries() == {place: e for place, e in both.items() if f"/{old}-" not in place}
     wanted["sha256"] = "0" * 64
     plan = changed(hospital.plan, radiomics={"extraction": wanted})
     with pytest.raises(ConfigError, match="the plan says 0000"):

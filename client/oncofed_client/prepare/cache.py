@@ -209,6 +209,13 @@ class Cache:
         for path in self._entries(self.folder / self.key.pseudonym(patient), recipe):
             path.unlink(missing_ok=True)
 
+    def forget_recipes(self, recipes: Collection[str]) -> None:
+        """Remove everybody's entries of some recipes: no study asks for them any more."""
+        for folder in self.folder.iterdir() if recipes and self.folder.is_dir() else ():
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.name.partition("-")[0] in recipes:
+                    path.unlink(missing_ok=True)
+
     def keep_only(self, patients: Collection[str]) -> int:
         """Remove everything of everybody else: withdrawn consent. Returns how many patients were removed."""
         kept = {self.key.pseudonym(p) for p in patients}

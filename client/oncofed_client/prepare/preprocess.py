@@ -86,6 +86,8 @@ class _Run:
             if m.extraction is not None
         }
         self.index: dict[str, Any] = cache.read_index()
+        self.study = plan.study.name
+        self.studies: dict[str, list[str]] = self.index.setdefault("studies", {})
         self.people = sorted(map(cache.key.pseudonym, self.allowed))
         self.sequenced = _of_people(self.index.get("sequencing", {}), self.people)
         self.contents = Contents(folder, cache.key, self.index.get("contents", {}))
@@ -104,6 +106,10 @@ class _Run:
         report = self._nothing_new(stamp)
         if report is not None:
             return replace(report, withdrawn=removed)
+        # Noted before anything is made, so that what a killed run leaves is known too.
+        asked = {*self.studies.get(self.study, ()), *self.recipes.values()}
+        self.studies[self.study] = sorted(asked)
+        self.cache.write_index(self.index)
         inventory = self._inventory()
         cases: list[Case | PatchCase | GenomicsCase] = [*self._of_images(inventory), *self._of_sequencing()]
         total = self.found + len(cases)
@@ -115,6 +121,7 @@ class _Run:
                 self._keep(outcome.case, outcome.result)
             self.watch(done, total)
         self._forget_others()
+        self._forget_older(asked)
         report = Report(
             made=len(cases) - len(self.failures),
             found=self.found,
@@ -280,9 +287,21 @@ class _Run:
                 if self.cache.key.pseudonym(patient) not in entries:
                     self.cache.forget(patient, self.recipes[name])
 
+    def _forget_older(self, asked: set[str]) -> None:
+        """Remove what this study asked for before it, the site's rules or the code changed; other studies' entries stay."""
+        self.studies[self.study] = sorted(self.recipes.values())
+        older = asked - {made for recipes in self.studies.values() for made in recipes}
+        self.cache.forget_recipes(older)
+        self.sequenced = {made: known for made, known in self.sequenced.items() if made not in older}
+
     def _remember(self, stamp: str | None, report: Report) -> None:
         """Keep for the next run what lets it see that nothing changed."""
-        self.index = {"contents": self.contents.kept, "sequencing": self.sequenced, "seen": self.seen}
+        self.index = {
+            "contents": self.contents.kept,
+            "sequencing": self.sequenced,
+            "seen": self.seen,
+            "studies": self.studies,
+        }
         # A file that changed while this ran must be seen by the next run.
         if stamp is not None and not report.failures and stamp == self._stamp():
             self.index["last"] = {
