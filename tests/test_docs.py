@@ -31,6 +31,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
+    "`[modalities.NAME.patch.ROLE]`": plan.RegionPatch,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,
