@@ -229,7 +229,15 @@ def comparison(
     out: Annotated[Path, typer.Option(help="Where compare.json goes.", readable=False)] = Path("out/compare"),
 ) -> None:
     """Compare modalities and fusions of one plan under one protocol; repeat the command to go on."""
-    progress = Progress(TextColumn("points"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("points"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
     with progress:
         bar = progress.add_task("points", total=None)
         options = CompareOptions(

@@ -105,7 +105,7 @@ def test_a_fusion_that_the_plan_does_not_know_is_refused(small, simulate):
     simulate(*call(small, "--variants", "late")).refused(3, "--variants late", "fusion")
 
 
-def test_a_private_plan_and_a_foreign_folder_are_refused(small, simulate):
+def test_a_folder_with_something_else_is_refused_and_kept(small, simulate):
     small.out.mkdir()
     (small.out / "letter.txt").write_text("mine", encoding="utf-8")
     simulate(*call(small, "--variants", "clinical")).refused(3, "is not a comparison")
