@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import msgpack
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
@@ -25,13 +24,23 @@ from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.plan_charges import budget_policy, promised
 from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
+from oncofed_client.sum_keys import SumKeys
 from oncofed_shared import secagg
-from oncofed_shared.errors import DataError, PolicyRefusal, RemoteProtocolError
+from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.formation import group_of, step_of, to_ring
 from oncofed_shared.layout import fingerprint
-from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Formation, Head, Train
+from oncofed_shared.messages import (
+    Columns,
+    Contribute,
+    Contribution,
+    Exchange,
+    Exchanged,
+    Formation,
+    Head,
+    Train,
+    Trial,
+)
 from oncofed_shared.plan import Plan
-from oncofed_shared.storage import write_whole
 from oncofed_shared.witness import Head as LedgerHead
 from oncofed_shared.witness import Witness, sign_witness
 
@@ -42,9 +51,9 @@ Share = Callable[[Randomness], NDArray[np.int64]]
 _ADVERTISE = "Advertise"
 
 
-def account_of(plan: Plan, head: Head) -> str:
+def account_of(plan: Plan, trial: Trial) -> str:
     """Under which name the ledger keeps a run of a plan; a simulation trains a plan several times, and pays for each."""
-    run = hashlib.sha256(repr(head.trial).encode()).hexdigest()[:8]
+    run = hashlib.sha256(repr(trial).encode()).hexdigest()[:8]
     return f"{plan.hash}/{run}"
 
 
@@ -83,6 +92,10 @@ class Contributor:
     _ledger: Ledger | None = None
     _outbox: Outbox | None = None
     _sittings: dict[str, _Sitting] = field(default_factory=dict)
+
+    @cached_property
+    def _keys(self) -> SumKeys:
+        return SumKeys(folder=self.state / "sums", synced=self.synced)
 
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
@@ -124,7 +137,7 @@ class Contributor:
             raise PolicyRefusal("the ledger was restored, and nobody has signed its new epoch yet", code="silent")
         epsilon, delta = promised(plan)
         self.ledger.approve(
-            account_of(plan, head),
+            account_of(plan, head.trial),
             study=f"{plan.study.name}, seed {head.trial.seed}",
             charges=charges,
             epsilon=epsilon,
@@ -133,11 +146,34 @@ class Contributor:
             now=self.clock(),
         )
 
+    def has_approved(self, plan: Plan, trial: Trial) -> bool:
+        """Whether a run was reserved, by this process or one before it, and is not over."""
+        account = account_of(plan, trial)
+        return any(known.plan == account and known.state == "open" for known in self.ledger.plans())
+
+    def end(self, plan: Plan, trial: Trial, session: str) -> None:
+        """A run is over: what it reserved and never asked for is free again, its stored replies and keys are deleted.
+
+        Guarantees:
+            - No reply of the session is ever computed anew: the ledger keeps their ids.
+            - Repeated, or for a run that never began, it changes nothing.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with self._keys.alone():
+            if self.has_approved(plan, trial):
+                self.ledger.end_plan(account_of(plan, trial), now=self.clock())
+            self.outbox.forget(session)
+            self._sittings.pop(session, None)
+            self._keys.delete(session)
+
     def exchange(self, plan: Plan, request: Exchange) -> Exchanged:
         """Answer for a set-up or for the opening of a sum; what others see of ledgers goes with it.
 
         Guarantees:
             - The state of the keys is on disk before the answer leaves.
+            - Two processes of one site answer one after the other, from one state.
             - A head of a ledger is signed only if its site signed it.
 
         Raises:
@@ -145,9 +181,10 @@ class Contributor:
         """
         ask = secagg.from_bytes(request.content)
         begins = type(ask).__name__ == _ADVERTISE
-        party = self._party(plan, request.head, request.formation, begins=begins)
-        answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
-        self._keep(request.head.session, request.formation, party)
+        with self._keys.alone():
+            party = self._party(plan, request.head, request.formation, begins=begins)
+            answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
+            self._keep(request.head.session, request.formation, party)
         self._take_witnesses(request)
         return Exchanged(
             head=request.head,
@@ -158,30 +195,59 @@ class Contributor:
         )
 
     def contribute(
-        self, plan: Plan, request: Contribute, *, size: int, charge: Charge, largest: int, share: Share
+        self,
+        plan: Plan,
+        request: Contribute,
+        *,
+        columns: Columns,
+        size: int,
+        charge: Charge,
+        largest: int,
+        share: Share,
     ) -> Contribution:
         """A share of a sum, charged, noised, masked and stored.
 
         Args:
+            columns: of the session's preparation.
             size: length of the share, as the site works it out.
             largest: magnitude beyond which no coordinate of it may be, noise counted.
             share: computes it.
 
         Guarantees:
             - Nothing leaves that was not reserved before, and stored.
+            - A ledger that somebody has seen further on than it is now answers nothing; keys of an earlier epoch mask nothing.
             - Asked again, the same bytes; asked otherwise under the same number, nothing.
-            - The masks are bound to the parameters that this site was sent.
+            - The masks are bound to the parameters, columns, trial and histogram that this site was sent.
 
         Raises:
             PolicyRefusal, RemoteProtocolError: it may not leave.
         """
+        with self._keys.alone():
+            return self._contributed(
+                plan, request, columns=columns, size=size, charge=charge, largest=largest, share=share
+            )
+
+    def _contributed(
+        self,
+        plan: Plan,
+        request: Contribute,
+        *,
+        columns: Columns,
+        size: int,
+        charge: Charge,
+        largest: int,
+        share: Share,
+    ) -> Contribution:
         head, formation = request.head, request.formation
         party = self._party(plan, head, formation, begins=False)
+        self._take_witnesses(request)
         step = step_of(
             number=request.number,
             size=size,
             kind=request.kind,
             round_number=request.round,
+            trial=head.trial,
+            columns=columns,
             parameters=request.parameters,
             histogram=request.histogram,
         )
@@ -199,7 +265,7 @@ class Contributor:
         content = charged_reply(
             self.ledger,
             self.outbox,
-            plan_hash=account_of(plan, head),
+            plan_hash=account_of(plan, head.trial),
             session=head.session,
             reply_id=reply_id,
             request_hash=request_hash,
@@ -227,7 +293,7 @@ class Contributor:
         content = charged_reply(
             self.ledger,
             self.outbox,
-            plan_hash=account_of(plan, head),
+            plan_hash=account_of(plan, head.trial),
             session=head.session,
             reply_id=reply_id,
             request_hash=hashlib.sha256(repr(asked).encode() + request.control.tobytes()).hexdigest(),
@@ -244,20 +310,17 @@ class Contributor:
 
     # -- keys of sums -----------------------------------------------------------------------------------------------------------
 
-    def _place(self, session: str) -> Path:
-        return self.state / "sums" / f"{hashlib.sha256(session.encode()).hexdigest()[:16]}.keys"
-
     def _party(self, plan: Plan, head: Head, formation: Formation, *, begins: bool) -> secagg.SiteParty:
         """The party of a formation: the one at hand, the one on disk, or, where a set-up begins, a new one."""
-        path = self._place(head.session)
-        known, version = self._sittings.get(head.session), _version(path)
+        known, version = self._sittings.get(head.session), self._keys.version(head.session)
         if known is not None and known.formation == formation and known.version == version:
             return known.party
         group = group_of(plan, head.session, formation, self.identities())
         key = self._key
         if version is not None:
-            kept, content = _read(path)
-            if kept == formation:
+            kept, epoch, content = self._keys.read(head.session)
+            # Of another epoch it came out of a backup: its keys may have masked something already.
+            if kept == formation and epoch == self.ledger.epoch:
                 party = secagg.SiteParty.restore(group, self.site, key, content)
                 self._sittings[head.session] = _Sitting(formation=formation, party=party, version=version)
                 return party
@@ -269,10 +332,7 @@ class Contributor:
 
     def _keep(self, session: str, formation: Formation, party: secagg.SiteParty) -> None:
         """Write the keys' state down, in place of the one before: what is erased there is erased here."""
-        path = self._place(session)
-        content = msgpack.packb((formation.name, formation.members, party.state()))
-        write_whole(path, content, private=True, synced=self.synced)
-        version = _version(path) or (0, 0)
+        version = self._keys.write(session, formation, epoch=self.ledger.epoch, state=party.state())
         # One session at a time, as with the site's own.
         self._sittings = {session: _Sitting(formation=formation, party=party, version=version)}
 
@@ -296,7 +356,7 @@ class Contributor:
             made[site] = sign_witness(key, name=self.site, head=content).to_bytes()
         return made
 
-    def _take_witnesses(self, request: Exchange) -> None:
+    def _take_witnesses(self, request: Exchange | Contribute) -> None:
         if not request.witnesses:
             return
         known = self.identities()
@@ -307,22 +367,3 @@ class Contributor:
 
 def _public(raw: bytes) -> Ed25519PublicKey:
     return Ed25519PublicKey.from_public_bytes(raw)
-
-
-def _version(path: Path) -> tuple[int, int] | None:
-    """What changes whenever a file is written anew: another process of this site may have gone on."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status.st_ino, status.st_mtime_ns
-
-
-def _read(path: Path) -> tuple[Formation, bytes]:
-    try:
-        name, members, content = msgpack.unpackb(path.read_bytes())
-        return Formation(name=name, members=tuple(members)), content
-    except (OSError, ValueError, TypeError):
-        raise DataError(
-            f"{path}: cannot be read; the site leaves this run, for its keys must not be used again"
-        ) from None

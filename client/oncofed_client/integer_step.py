@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oncofed_client.egress import check_share
 from oncofed_client.exact_noise import exact_gaussian
 from oncofed_client.noise import discrete_gaussian
 from oncofed_client.patient_gradients import Hooked, Loss, gradients, per_patient
@@ -148,6 +149,9 @@ def consortium_share(
         - Patients enter by `sample` and `integer_sum` and in no other way; an empty sample is a share of noise alone.
         - No coordinate exceeds `mechanism.room + mechanism.tail`, so that the sum of all sites fits the ring. The cut is before the
           noise and moves no two sums further apart.
+
+    Raises:
+        LocalProtocolError: before the noise, a coordinate is larger than so many clipped patients can make it.
     """
     privacy = plan.privacy
     microbatch = privacy.microbatch if isinstance(privacy, ConsortiumPrivacy) else MICROBATCH
@@ -155,6 +159,7 @@ def consortium_share(
     rows = sample(random, mechanism.sampling_rate, len(data))
     with per_patient(network) as hooked:
         total = integer_sum(hooked, plan, data, rows, mechanism.integers, loss=loss, microbatch=microbatch)
+    check_share(total, size=mechanism.integers.parameters, largest=mechanism.bound * len(rows))
     share = np.clip(total, -mechanism.room, mechanism.room)
     share += discrete_gaussian(random, mechanism.share_sigma, len(total))
     return share
@@ -171,13 +176,12 @@ def tables_share(counts: NDArray[np.int64], *, mechanism: TablesMechanism, rando
         - No number exceeds `mechanism.room + mechanism.tail`; the cut is before the noise.
 
     Raises:
-        ValueError: these are not the mechanism's cells.
+        LocalProtocolError: these are not counts of the mechanism's cells.
     """
-    if counts.shape != (mechanism.cells,):
-        message = f"{counts.shape} counts for {mechanism.cells} cells"
-        raise ValueError(message)
     most = math.floor(mechanism.room / mechanism.unit)
-    share: NDArray[np.int64] = np.clip(counts.astype(np.int64), -most, most) * mechanism.unit
+    whole = counts.astype(np.int64)
+    check_share(whole, size=mechanism.cells, largest=np.iinfo(np.int64).max, smallest=0)
+    share: NDArray[np.int64] = np.minimum(whole, most) * mechanism.unit
     if random.repeats:
         share += discrete_gaussian(random, mechanism.share_sigma, mechanism.cells)
     else:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from oncofed_client.randomness import Randomness
 from oncofed_client.rounds import LocalUpdate
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
+from oncofed_shared.features import Preparation, no_sums, prepare
 from oncofed_shared.layout import fingerprint
 from oncofed_shared.messages import Evaluate, Request, Summarise, Train
 from oncofed_shared.network import FusionNetwork
@@ -25,7 +26,7 @@ from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 if TYPE_CHECKING:
     from oncofed_client.contributor import Contributor
 
-__all__ = ["PrivateTrainer", "guard"]
+__all__ = ["PrivateTrainer", "check_preparation", "guard"]
 
 Ring = NDArray[np.uint64]
 Trained = Callable[[LocalUpdate], Ring]
@@ -62,6 +63,20 @@ def guard(plan: Plan, site: str, request: Request) -> None:
             raise PolicyRefusal("tables of training patients are not released", code="uncharged-tables")
         case _:
             return
+
+
+def check_preparation(plan: Plan, preparation: Preparation) -> None:
+    """See that a private plan's preparation is made of the plan's constants, and of nothing that the aggregator chose.
+
+    Raises:
+        RemoteProtocolError: it has another number than the plan (code `preparation`).
+    """
+    if isinstance(plan.privacy, NoPrivacy):
+        return
+    wanted = prepare(plan, preparation.columns, no_sums(plan, preparation.columns)).arrays()
+    sent = preparation.arrays()
+    if any(not np.array_equal(sent[name], array) for name, array in wanted.items()):
+        raise RemoteProtocolError("the preparation is not made of the plan's constants", code="preparation")
 
 
 def _only_shares(request: Request) -> None:

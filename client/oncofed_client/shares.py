@@ -13,12 +13,17 @@ from oncofed_client.integer_step import consortium_share, tables_share
 from oncofed_client.plan_charges import Scored, tables_charge, tables_mechanism, training_charge
 from oncofed_client.training import TrainingSet
 from oncofed_shared.consortium import ConsortiumMechanism
+from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.layout import Layout
-from oncofed_shared.messages import Arrays
+from oncofed_shared.messages import Arrays, Contribute
 from oncofed_shared.network import FusionNetwork
+from oncofed_shared.noised_tables import histogram_size
 from oncofed_shared.plan import Plan
 
-__all__ = ["PlannedShare", "scores_share", "training_share"]
+__all__ = ["PlannedShare", "check_histogram", "scores_share", "training_share"]
+
+LARGEST_COUNT = 2.0**53
+"""Of a histogram: no number of patients, and no noise on one, comes near to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +41,21 @@ class PlannedShare:
     charge: Charge
     largest: int
     share: Share
+
+
+def check_histogram(plan: Plan, request: Contribute) -> None:
+    """See that the histogram which came with a request is one that the plan's tables can be placed by.
+
+    Raises:
+        RemoteProtocolError: a length that its kind does not have, or a number that is none of patients (code `histogram`).
+    """
+    placed = request.kind == "scores" and bool(plan.evaluation.split.validation)
+    size = histogram_size(plan) if placed else 0
+    # Compared this way round, so that what is not a number is refused.
+    if request.histogram.shape != (size,) or not bool((np.abs(request.histogram) <= LARGEST_COUNT).all()):
+        raise RemoteProtocolError(
+            f"a histogram of {size} counts was expected with a share of {request.kind}", code="histogram"
+        )
 
 
 def training_share(

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_client.description import PART_CODES, describe
 from oncofed_client.memory import Memories, Memory
 from oncofed_client.policy import policy_objections
-from oncofed_client.private_answers import PrivateTrainer, guard
+from oncofed_client.private_answers import PrivateTrainer, check_preparation, guard
 from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
 from oncofed_client.session import Session, training_set
@@ -37,7 +38,6 @@ from oncofed_shared.messages import (
     Contribute,
     Contribution,
     Describe,
-    Description,
     Evaluate,
     Exchange,
     Head,
@@ -54,7 +54,7 @@ from oncofed_shared.messages import (
     Update,
 )
 from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
-from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
@@ -63,8 +63,6 @@ if TYPE_CHECKING:
     from oncofed_client.contributor import Contributor
 
 __all__ = ["Site"]
-
-_PART_CODES = {"train": 0, "validation": 1, "test": 2}
 
 
 class Site:
@@ -144,8 +142,9 @@ class Site:
         """What a refusal says. Under a private plan whatever patients' data have caused has one same code (protocol, rule 11)."""
         plan = self.plans.get(request.head.plan_hash)
         private = plan is not None and plan.privacy.noise != "none"
-        # What leaves the ring's range is noised already, and the run must end.
-        caused = isinstance(error, DataError) and error.code != "out-of-range"
+        # An update that leaves the ring's range is noised already, and the run must end.
+        noised = isinstance(request, Train) and error.code == "out-of-range"
+        caused = (isinstance(error, DataError) and not noised) or error.code == "egress"
         return "data" if private and caused else error.code
 
     def _answer(self, plan: Plan, request: Request) -> Reply:
@@ -155,7 +154,8 @@ class Site:
         guard(plan, self.name, request)
         match request:
             case Describe(head=head):
-                return self._describe(plan, head)
+                cohort, split = self.admit(plan, head.trial)
+                return describe(plan, head, self.name, cohort, split)
             case Summarise(head=head):
                 check_columns(plan, request.columns)
                 cohort = self.source.cohort(plan)
@@ -165,7 +165,10 @@ class Site:
                 sums = column_sums(plan, request.columns, values, cohort.columns, labels)
                 return Summary(head=head, site=self.name, sums=sums)
             case Open(head=head):
-                self._open(plan, head, request.columns, request.arrays)
+                session = self._made(plan, head, request.columns, request.arrays)
+                self._reserve(session, head)
+                # One session at a time: the memory of a site does not grow with the runs it has seen.
+                self.sessions = {head.session: session}
                 self._keep(request)
                 return Ready(head=head, site=self.name)
             case _:
@@ -196,7 +199,7 @@ class Site:
     def _rows(self, plan: Plan, cohort: Cohort, trial: Trial, part: str) -> NDArray[np.bool_]:
         if part == "all":
             return np.ones(len(cohort.patients), dtype=bool)
-        return np.equal(self.source.split(plan, cohort, trial), _PART_CODES[part])
+        return np.equal(self.source.split(plan, cohort, trial), PART_CODES[part])
 
     def admit(self, plan: Plan, trial: Trial) -> tuple[Cohort, NDArray[np.int64]]:
         """The cohort and its parts, if the site's policy lets it take part.
@@ -209,7 +212,7 @@ class Site:
         if objections:
             raise PolicyRefusal(*objections, code="policy")
         cohort = self.source.cohort(plan)
-        if len(cohort.patients) < self.minimum_cohort:
+        if len(cohort.patients) < self.minimum_cohort and not self._approved(plan, trial):
             raise PolicyRefusal(
                 f"{len(cohort.patients)} patients can take part; the site's policy asks for at least "
                 f"{self.minimum_cohort}",
@@ -217,39 +220,23 @@ class Site:
             )
         return cohort, self.source.split(plan, cohort, trial)
 
-    def _describe(self, plan: Plan, head: Head) -> Description:
-        cohort, split = self.admit(plan, head.trial)
-        columns = dict(cohort.columns)
-        if plan.privacy.noise != "none":
-            # Numbers of patients are the plan's; the true ones stay here.
-            return Description(head=head, site=self.name, columns=columns, parts={}, modalities={}, events={})
-        events: dict[str, int] = {}
-        for name, task in plan.tasks.items():
-            labels = cohort.labels[name]
-            if isinstance(task, ClassificationTask):
-                for k in range(len(task.classes)):
-                    events[f"{name}.{k}"] = int(np.count_nonzero(labels == k))
-            else:
-                events[name] = int(np.count_nonzero(labels[:, 1] == 1))
-        return Description(
-            head=head,
-            site=self.name,
-            columns=columns,
-            parts={p: int(np.count_nonzero(split == c)) for p, c in _PART_CODES.items()}
-            | {"all": len(cohort.patients)},
-            modalities={
-                m: int(np.count_nonzero(~np.isnan(v).all(axis=1))) if v.shape[1] else 0
-                for m, v in cohort.values.items()
-            },
-            events=events,
-        )
+    def _approved(self, plan: Plan, trial: Trial) -> bool:
+        """Whether the minimum was decided before a restart: who withdraws later changes the sample, never the participation."""
+        return self.contributor is not None and self.contributor.has_approved(plan, trial)
 
-    def _open(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
+    def end(self, head: Head) -> None:
+        """A session is over and none of its answers will be asked for again: its keys and stored replies are deleted."""
+        plan = self.plans.get(head.plan_hash)
+        if plan is not None and self.contributor is not None:
+            self.contributor.end(plan, head.trial, head.session)
+
+    def _made(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
+        check_preparation(plan, preparation)
         bench = self.scratch.bench(plan, preparation.columns, seed=head.trial.seed)
         if plan.privacy.noise != "none":
             self.private.check(plan, bench.network, width=preparation.width)
-        session = Session(
+        return Session(
             plan=plan,
             trial=head.trial,
             preparation=preparation,
@@ -258,17 +245,14 @@ class Site:
             layout=bench.layout,
             local=bench.local,
         )
-        if not isinstance(plan.privacy, NoPrivacy) and self.name in plan.privacy.patients:
-            self._reserve(session, head)
-        # One session at a time: the memory of a site does not grow with the runs it has seen.
-        self.sessions = {head.session: session}
-        return session
 
     def _reserve(self, session: Session, head: Head) -> None:
         """Let the ledger reserve the whole run, before anything of it is computed."""
         from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
 
         plan = session.plan
+        if isinstance(plan.privacy, NoPrivacy) or self.name not in plan.privacy.patients:
+            return
         if self.contributor is None and isinstance(plan.privacy, SitePrivacy):
             # A comparison within a simulation: its patients' accounts do not pay for it.
             return
@@ -301,7 +285,9 @@ class Site:
         columns = {m: tuple(c) for m, c in facts.pop("columns").items()}
         if facts != self._owner(head):
             raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
-        return self._open(self.plans[head.plan_hash], head, columns, arrays)
+        session = self._made(self.plans[head.plan_hash], head, columns, arrays)
+        self.sessions = {head.session: session}
+        return session
 
     def _data(self, session: Session, trial: Trial, part: str) -> tuple[Cohort, TrainingSet]:
         cohort = self.source.cohort(session.plan)
@@ -350,12 +336,13 @@ class Site:
         return encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
 
     def _contribute(self, request: Contribute) -> Contribution:
-        from oncofed_client.shares import scores_share, training_share  # noqa: PLC0415 - as above
+        from oncofed_client.shares import check_histogram, scores_share, training_share  # noqa: PLC0415 - as above
 
         head, session = request.head, self._session(request.head)
         session.layout.check(request.parameters)
         plan = session.plan
         contributor = self._shares(plan)
+        check_histogram(plan, request)
         if request.kind == "train":
             if not 1 <= request.round <= plan.training.rounds:
                 raise RemoteProtocolError("this round is not the plan's", code="round-is-over")
@@ -369,7 +356,13 @@ class Site:
             grid = placed_grid(plan, request.histogram)
             planned = scores_share(plan, "test", coarse_counts(plan, predictions, labels, grid))
         return contributor.contribute(
-            plan, request, size=planned.size, charge=planned.charge, largest=planned.largest, share=planned.share
+            plan,
+            request,
+            columns=session.preparation.columns,
+            size=planned.size,
+            charge=planned.charge,
+            largest=planned.largest,
+            share=planned.share,
         )
 
     def _predicted(

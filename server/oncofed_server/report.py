@@ -23,6 +23,7 @@ from oncofed_server import report_tables as tables
 from oncofed_server.figures import mark, svg
 from oncofed_server.report_cells import arm_names
 from oncofed_server.report_limits import limits
+from oncofed_server.report_privacy import mechanism, noise_of, spent_rows, unreleased
 from oncofed_server.report_released import released_view
 from oncofed_server.report_scores import (
     Study,
@@ -127,9 +128,10 @@ def _context(study: Study) -> dict[str, Any]:
         ],
         "curves": charts.learning_curves(study),
         "costs": about.costs(study),
-        "privacy": about.privacy_rows(study),
-        "mechanism": about.mechanism(study),
-        "noise": str(mapping(study.plan.get("privacy")).get("noise", "none")),
+        "privacy": spent_rows(study),
+        "mechanism": mechanism(study),
+        "noise": noise_of(study),
+        "unreleased": unreleased(study),
         "uncharged": [str(u) for u in listing(raw.get("uncharged"))],
         "limits": limits(study),
         "released": released_view(study),

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from oncofed_server.report_cells import Cell, Notes, Row, Table, count_cell
 from oncofed_server.report_charts import modality_mark, run_name
+from oncofed_server.report_privacy import epsilon_name, noise_of
 from oncofed_server.report_scores import Study, TaskView, listing, mapping, number
 from oncofed_server.report_verdict import DASH, count
 
@@ -22,10 +23,8 @@ __all__ = [
     "describe_modality",
     "describe_task",
     "facts",
-    "mechanism",
     "participants",
     "plan_text",
-    "privacy_rows",
     "size_text",
     "time_text",
 ]
@@ -118,7 +117,7 @@ def facts(study: Study) -> tuple[Fact, ...]:
     rounds = {number(mapping(r).get("round")) for r in listing(study.raw.get("rounds"))}
     up, down = number(study.raw.get("bytes_up")), number(study.raw.get("bytes_down"))
     privacy = mapping(study.plan.get("privacy"))
-    noise, epsilon = str(privacy.get("noise", "none")), number(privacy.get("epsilon"))
+    epsilon = number(privacy.get("epsilon"))
     tested = [v for v in (number(s.get("test")) for s in own) if v is not None]
     found = [
         Fact(value=f"{len(own):,}", name="site" if len(own) == 1 else "sites"),
@@ -134,9 +133,9 @@ def facts(study: Study) -> tuple[Fact, ...]:
     if (seconds := number(study.raw.get("seconds"))) is not None:
         found.append(Fact(value=time_text(seconds), name="in all"))
     if epsilon is None:
-        found.append(Fact(value=noise, name="privacy noise"))
+        found.append(Fact(value=noise_of(study), name="privacy noise"))
     else:
-        found.append(Fact(value=f"{epsilon:g}", name=f"epsilon, noise by the {noise}"))
+        found.append(Fact(value=f"{epsilon:g}", name=epsilon_name(study)))
     return tuple(found)
 
 
@@ -168,26 +167,6 @@ def costs(study: Study) -> Table:
     )
     columns = ("rounds", "time", "sites to aggregator", "aggregator to sites")
     return Table(columns=columns, rows=rows, notes=notes)
-
-
-def privacy_rows(study: Study) -> list[tuple[str, float, float | None]]:
-    """(site, epsilon, delta) of the sites that spent privacy; empty without noise."""
-    sites = [mapping(site) for site in listing(study.raw.get("sites"))]
-    spent = [(s, number(s.get("epsilon"))) for s in sites]
-    return [(str(s.get("name")), e, number(s.get("delta"))) for s, e in spent if e is not None]
-
-
-def mechanism(study: Study) -> str:
-    """What epsilon stands for, in a sentence; empty without privacy."""
-    privacy = mapping(study.plan.get("privacy"))
-    rate, norm = number(privacy.get("sampling_rate")), number(privacy.get("clip_norm"))
-    if rate is None or norm is None:
-        return ""
-    return (
-        "Epsilon bounds what the model and every message on the way to it tell about one training patient's presence, at the "
-        "hospital where he is a patient: DP-SGD at each site, Poisson sampling with rate "
-        f"{rate:g}, every patient's gradient clipped to {norm:g}. A patient known to several hospitals has the sum of theirs."
-    )
 
 
 def plan_text(study: Study) -> str:
@@ -258,6 +237,8 @@ def _total(rows: list[Row]) -> Row:
     def add(column: Iterable[Cell]) -> Cell:
         cells = list(column)
         total = sum(c.value or 0 for c in cells)
+        if all(c.value is None for c in cells):
+            return Cell(text=DASH)
         least = "≥ " if any(c.value is None for c in cells) else ""
         return Cell(text=f"{least}{total:,.0f}", value=total)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed_server.report_privacy import noise_of, unreleased
 from oncofed_server.report_scores import Study, TaskView, listing, mapping, number
 from oncofed_server.report_verdict import Relation, count, metric_name, relate, rivals, show
 
@@ -138,10 +139,10 @@ def _exact(study: Study) -> list[Limit]:
         for m, error in t.binning_error.items()
         if error is not None
     ]
-    text = ""
+    text, whose = "", "no site releases under this plan" if unreleased(study) else "is what sites release"
     if bounds:
         text = (
-            "Scores are read from tables of counts, which is what sites release. Ties inside a "
+            f"Scores are read from tables of counts, which {whose}. Ties inside a "
             "cell can move them by at most: " + "; ".join(bounds) + ". "
         )
     if any(a.exact is not None for t in study.tasks for m in t.metrics.values() for a in m.values()):
@@ -180,7 +181,14 @@ def _runs(study: Study) -> list[Limit]:
 
 
 def _privacy(study: Study) -> Limit | None:
-    if mapping(study.plan.get("privacy")).get("noise", "none") != "none":
+    if noise_of(study) == "consortium":
+        return Limit(
+            title="Everything that leaves is private",
+            text="Epsilon covers the model and the sums on the way to it, and the released scores have one of their own, of test "
+            "patients. What is released without a charge is listed beside it. All other scores and comparisons on this page "
+            "exist only because this run was simulated.",
+        )
+    if noise_of(study) != "none":
         return Limit(
             title="Everything that leaves is private",
             text="Epsilon covers the model and the updates. What is released without a charge is listed beside it; the scores "

@@ -15,6 +15,7 @@ from oncofed_server.report_cells import (
     count_cell,
 )
 from oncofed_server.report_charts import domain_of, interval_axis, interval_row, strip
+from oncofed_server.report_privacy import unreleased
 from oncofed_server.report_scores import (
     ARMS,
     Arm,
@@ -234,7 +235,7 @@ def _bound(value: float | None, notes: Notes) -> Cell:
 
 
 def exact_table(study: Study, task: TaskView) -> Table | None:
-    """Exact values beside the released ones, where a simulation has them."""
+    """Exact values beside those of tables, where a simulation has them."""
     names, notes = arm_names(study), Notes()
     rows = [
         Row(
@@ -250,7 +251,7 @@ def exact_table(study: Study, task: TaskView) -> Table | None:
         for a, arm in arms.items()
         if arm.exact is not None
     ]
-    columns = ("released", "exact", "bound on the difference")
+    columns = ("from tables" if unreleased(study) else "released", "exact", "bound on the difference")
     return Table(columns=columns, rows=tuple(rows), notes=notes) if rows else None
 
 

@@ -90,7 +90,9 @@ class SecureAggregator(Aggregator):
                 f"{missing} sites of the roster are missing, and privacy.drop is {self._privacy.drop}: {self._reasons()}"
             )
         if self._sums is None or self._sums.formation.members != members:
-            self._sums = SecureSums(self.plan, self.session, members, self.roster.identities, self._key)
+            self._sums = SecureSums(
+                self.plan, self.session, members, self.roster.identities, self._key, before=self._sums
+            )
         if not self._sums.ready:
             self._sums.set_up()
             return self._exchange(Phase.KEYS, now)
@@ -98,6 +100,8 @@ class SecureAggregator(Aggregator):
             _KINDS[phase],
             size=self._size,
             round_number=self._round,
+            trial=self.trial,
+            columns=self._prepared().columns,
             parameters=self.shared_parameters(),
             histogram=self._histogram,
         )
@@ -147,7 +151,7 @@ class SecureAggregator(Aggregator):
                 parameters=self.shared_parameters(),
                 histogram=self._histogram,
             )
-            return lambda _: contribute
+            return lambda site: replace(contribute, witnesses=sums.newest_witness(site))
         asks = sums.asks()
         return lambda site: Exchange(
             head=head,

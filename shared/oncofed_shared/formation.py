@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.layout import fingerprint
-from oncofed_shared.messages import Arrays, Formation
+from oncofed_shared.messages import Arrays, Columns, Formation, Trial
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
 from oncofed_shared.secagg import Group, Step, smallest_threshold
 
@@ -67,10 +67,31 @@ def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping
 
 
 def step_of(
-    *, number: int, size: int, kind: str, round_number: int, parameters: Arrays, histogram: NDArray[np.float64]
+    *,
+    number: int,
+    size: int,
+    kind: str,
+    round_number: int,
+    trial: Trial,
+    columns: Columns,
+    parameters: Arrays,
+    histogram: NDArray[np.float64],
 ) -> Step:
-    """One addition, bound to everything that a site was sent: sites that were sent different things never unmask."""
-    digest = hashlib.sha256(f"{fingerprint(parameters)}|{kind}|{round_number}|".encode() + histogram.tobytes()).digest()
+    """One addition, bound to what a site was sent: the model, its columns, the trial, the round and the histogram.
+
+    The rest of a preparation is the plan's, which the group binds.
+
+    Guarantees:
+        - Sites that were sent different things never unmask.
+    """
+    sent = (
+        fingerprint(parameters),
+        kind,
+        round_number,
+        repr(trial),
+        [(m, tuple(c)) for m, c in sorted(columns.items())],
+    )
+    digest = hashlib.sha256(repr(sent).encode() + histogram.tobytes()).digest()
     masked = "train" if kind == "train" else "scores"
     return Step(number=number, attempt=0, parameters=digest, size=size, kind=masked)
 

@@ -254,6 +254,7 @@ class Contribute:
         round: of training; 0 for the others.
         histogram: noised counts of validation patients' scores, from which the bins of `scores` follow; empty for the others, and
             where there are no such patients.
+        witnesses: what others have signed of this site's ledger: an old copy is noticed before anything is computed.
     """
 
     head: Head
@@ -263,6 +264,7 @@ class Contribute:
     round: int
     parameters: Arrays
     histogram: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    witnesses: Blobs = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

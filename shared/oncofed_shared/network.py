@@ -1,4 +1,6 @@
-"""The shared network, first version: tokens per modality, a small transformer, a linear path, one head per task.
+"""The shared network: tokens per modality, a way of joining them, a linear path, one head per task.
+
+By default a small transformer joins them; the others are in `network_fusion`.
 
 Nothing in it looks at another patient (no batch statistics), every layer gives per-sample gradients, and what a patient lacks
 is masked before and after the tokeniser, so that garbage in an absent value changes nothing.
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
+from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Columns
+from oncofed_shared.network_fusion import JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
 from oncofed_shared.plan import Modality, Plan, SurvivalTask, Task, compile_pattern
 
 __all__ = ["FusionNetwork", "build", "outputs", "token_columns"]
@@ -108,7 +112,8 @@ class FusionNetwork(nn.Module):
     """Maps a patient's scaled values and their presence to one row of logits per task.
 
     Attributes:
-        tokenisers: per token from its scaled values, and the share of them that is missing, to its vector.
+        tokenisers: per token from its scaled values, and the share of them that is missing, to its vector. Where the fusion
+            reads all columns at once, the first one does, with the shares that were observed.
         linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
             baseline for everybody.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
@@ -132,13 +137,13 @@ class FusionNetwork(nn.Module):
         )
         self.deep = model.layers > 0
         if self.deep:
-            self._build_transformer(plan, columns)
+            self._build_tokens(plan, columns)
+            self._build_fusion(plan)
         self._initialise()
         self.named = dict(sorted(self.named_parameters()))
         self._vector: Tensor | None = None
 
-    def _build_transformer(self, plan: Plan, columns: Columns) -> None:
-        model, training = plan.model, plan.training
+    def _build_tokens(self, plan: Plan, columns: Columns) -> None:
         tokens = token_columns(columns, plan.modalities)
         total, count = sum(len(c) for c in columns.values()), len(tokens)
         # A token reads its columns and the share of them that is missing: one linear map each, over neighbouring inputs.
@@ -149,7 +154,29 @@ class FusionNetwork(nn.Module):
         for t, indices in enumerate(tokens.values()):
             membership[indices, t] = 1 / len(indices)
         self.membership = membership
-        self.tokenisers = nn.ModuleList(nn.Linear(n, model.width) for n in self.lengths)
+        fusion = plan.model.fusion
+        self.whole, self.each = fusion in READS_WHOLE, fusion != "early"
+        lengths = [sum(self.lengths)] * self.whole + self.lengths * self.each
+        self.tokenisers = nn.ModuleList(nn.Linear(n, plan.model.width) for n in lengths)
+        # Names of modalities have no dot, so that a token's first part is its modality.
+        owners = [name.split(".")[0] for name in tokens]
+        self.modalities = tuple(dict.fromkeys(owners))
+        self.member = torch.tensor([[float(owner == m) for m in self.modalities] for owner in owners])
+
+    def _build_fusion(self, plan: Plan) -> None:
+        model, training = plan.model, plan.training
+        self.transformer = model.fusion == "transformer"
+        if not self.transformer:
+            shape = Shape(
+                modalities=self.whole + self.each * len(self.modalities),
+                width=model.width,
+                layers=model.layers,
+                feedforward=model.feedforward,
+                dropout=training.dropout,
+                outputs=sum(self.sizes.values()),
+            )
+            self.fusion = JOINS[model.fusion](shape)
+            return
         self.summary = nn.Linear(1, model.width, bias=False)
         self.layers = nn.ModuleList(
             _Layer(model.width, model.heads, model.feedforward, training.dropout) for _ in range(model.layers)
@@ -160,7 +187,7 @@ class FusionNetwork(nn.Module):
     def _initialise(self) -> None:
         if self.linear is not None:
             nn.init.zeros_(self.linear.weight)
-        if self.deep:
+        if self.deep and self.transformer:
             nn.init.zeros_(self.heads.weight)
         for task, baseline in zip(self.tasks.values(), self.baselines, strict=True):
             first = FIRST_HAZARD if isinstance(task, SurvivalTask) else 0.0
@@ -196,20 +223,60 @@ class FusionNetwork(nn.Module):
         if self.linear is not None:
             raw = raw + self.linear(values)
         if self.deep:
-            raw = raw + self.heads(self._summarise(values, seen))
+            raw = raw + (self.heads(self._summarise(values, seen)) if self.transformer else self._join(values, seen))
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
         return {
             name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
         }
 
+    def _tokens(self, values: Tensor, shares: Tensor) -> Tensor:
+        """(n, columns) and (n, tokens) to (n, tokens, width)."""
+        inputs = torch.cat([values, 1 - shares], dim=1)[:, self.order]
+        parts = torch.split(inputs, self.lengths, dim=1)
+        own = list(self.tokenisers)[self.whole :]
+        return torch.stack([t(part) for t, part in zip(own, parts, strict=True)], dim=1)
+
+    def _join(self, values: Tensor, seen: Tensor) -> Tensor:
+        """(n, columns) both to (n, outputs)."""
+        shares = seen @ self.membership.to(seen.dtype)
+        vectors, present = [], []
+        if self.whole:
+            # Observed shares, not missing ones: what is absent then adds 0 here too.
+            everything = self.tokenisers[0](torch.cat([values, shares], dim=1)[:, self.order])
+            vectors.append(F.gelu(everything)[:, None])
+            present.append(values.new_ones(len(values), 1))
+        if self.each:
+            there = (shares > 0).to(values.dtype)
+            made, has = modality_vectors(self._tokens(values, shares), there, self.member.to(values.dtype))
+            vectors.append(made)
+            present.append(has)
+        joined: Tensor = self.fusion(torch.cat(vectors, dim=1), torch.cat(present, dim=1))
+        return joined
+
+    def modality_weights(self, seen: Tensor) -> dict[str, Tensor]:
+        """How much each modality counts in each patient's prediction.
+
+        Args:
+            seen: (n, columns), 1 where observed.
+
+        Returns:
+            Per modality that has columns (n,): from 0, which an absent one has, to 1, which they add up to where there is any.
+
+        Raises:
+            ConfigError: the plan's fusion weighs no modality as a whole.
+        """
+        if not self.deep or self.transformer or not isinstance(self.fusion, Late | WeightedSum):
+            raise ConfigError("model.fusion: has no weights per modality; 'weighted_sum' and 'late' have")
+        there = ((seen @ self.membership.to(seen.dtype)) > 0).to(seen.dtype)
+        weights = self.fusion.weights((there @ self.member.to(seen.dtype)).clamp(max=1))
+        return dict(zip(self.modalities, weights.detach().unbind(dim=1), strict=True))
+
     def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
         one = values.new_ones(len(values), 1)
         shares = seen @ self.membership.to(seen.dtype)
         present = shares > 0
-        inputs = torch.cat([values, 1 - shares], dim=1)[:, self.order]
-        parts = torch.split(inputs, self.lengths, dim=1)
-        tokens = torch.stack([t(part) for t, part in zip(self.tokenisers, parts, strict=True)], dim=1)
+        tokens = self._tokens(values, shares)
         sequence = torch.cat([self.summary(one)[:, None], tokens * present[:, :, None]], dim=1)
         mask = torch.cat([one > 0, present], dim=1)
         for layer in self.layers:

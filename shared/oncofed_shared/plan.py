@@ -25,6 +25,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
     model_serializer,
+    model_validator,
 )
 
 from oncofed_shared.plan_genomics import (
@@ -39,6 +40,7 @@ from oncofed_shared.plan_genomics import (
 )
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
 from oncofed_shared.plan_radiomics import RadiomicFeatures
+from oncofed_shared.plan_sizes import Fusion, Size, sized
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import MODES, RULES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
@@ -360,14 +362,18 @@ class ModelSettings(Frozen):
     """Shape of the shared network.
 
     Attributes:
+        fusion: how modalities are joined: `transformer` over all tokens, or one of `network_fusion`.
+        size: what stands for width, heads, layers and feedforward where they are not given; see `plan_sizes`.
         width: length of a token.
-        layers: transformer layers; 0 leaves the linear path alone.
-        linear_path: a linear map from all scaled inputs to the outputs beside the transformer, which starts at zero.
+        layers: of the transformer, or feed-forward layers behind another fusion; 0 leaves the linear path alone.
+        linear_path: a linear map from all scaled inputs to the outputs beside the fusion, which starts at zero.
         block_scaling: a modality's columns are divided by the root of their number, so that one decay holds two clinical
             columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
         hazards: `proportional` (one risk score per patient and one baseline per interval) or `free`.
     """
 
+    fusion: Fusion = "transformer"
+    size: Size | None = None
     width: Annotated[int, Field(ge=2, le=512)] = 16
     heads: Annotated[int, Field(ge=1, le=16)] = 2
     layers: Annotated[int, Field(ge=0, le=12)] = 1
@@ -376,6 +382,18 @@ class ModelSettings(Frozen):
     block_scaling: bool = True
     hazards: Literal["proportional", "free"] = "proportional"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sized(cls, content: Any) -> Any:
+        return sized(content)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later key that has its default: a study that was approved before it existed keeps its hash."""
+        content: dict[str, Any] = written(self)
+        later = {"fusion": "transformer", "size": None}
+        return {k: v for k, v in content.items() if k not in later or v != later[k]}
+
     @field_validator("heads")
     @classmethod
     def _divides(cls, heads: int, info: ValidationInfo) -> int:
@@ -383,6 +401,15 @@ class ModelSettings(Frozen):
             message = "width must be a multiple of heads"
             raise ValueError(message)
         return heads
+
+    @field_validator("layers")
+    @classmethod
+    def _joins(cls, layers: int, info: ValidationInfo) -> int:
+        fusion = info.data.get("fusion", "transformer")
+        if layers == 0 and fusion != "transformer":
+            message = f"0 leaves the linear path alone, and fusion = '{fusion}' nothing to join"
+            raise ValueError(message)
+        return layers
 
     @field_validator("linear_path")
     @classmethod

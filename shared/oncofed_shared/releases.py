@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 
 __all__ = ["uncharged"]
 
@@ -33,6 +33,8 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         "whether each site takes part: that enough patients consented, and that its files could be read",
         "how long each site computes in a round, which hints at how many patients were sampled",
     ]
+    if isinstance(privacy, ConsortiumPrivacy):
+        found.append("how many entries each site's ledger has, for whatever study: its signed head says so, to others")
     if isinstance(privacy, SitePrivacy) and privacy.release_tables:
         found.append(_TABLES.format(parts=f"its {parts}, who never train") + "; and so their numbers")
     if runs > 1:

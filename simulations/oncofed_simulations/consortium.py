@@ -19,7 +19,7 @@ from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.messages import Head, Trial
-from oncofed_shared.plan import ConsortiumPrivacy, Plan, SurvivalTask, parse
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.keys import aggregator_key, contributor_for, identities_of
 from oncofed_simulations.loopback import FakeClock, Tap, drive
@@ -211,6 +211,11 @@ class Consortium:
             kept.aggregator.state = replace(kept.aggregator.state, tables=self._own_tables(kept.aggregator, roster))
         kept.close()
         final = kept.aggregator.state
+        if not isinstance(plan.privacy, NoPrivacy):
+            # Kept for good, so that nothing is asked again: what the run reserved and did not use is free again.
+            over = Head(session=kept.aggregator.session, step=0, attempt=0, plan_hash=plan.hash, trial=trial)
+            for site in members.values():
+                site.end(over)
         return Run(
             plan=plan,
             session=kept.aggregator.session,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,17 +138,23 @@ class World:
         return chosen
 
 
-@pytest.fixture
-def new_world(tmp_path: Path) -> Callable[..., World]:
-    """Make a world: `new_world(privacy__drop=1)`."""
+@pytest.fixture(scope="session")
+def new_world_at() -> Callable[..., World]:
+    """Make a world in a folder: `new_world_at(folder, privacy__drop=1)`."""
 
-    def make(policies: dict[str, Policy] | None = None, **changes: Any) -> World:
-        made = World(plan=plan_of(**changes), folder=tmp_path, policies=policies or {})
+    def make(folder: Path, policies: dict[str, Policy] | None = None, **changes: Any) -> World:
+        made = World(plan=plan_of(**changes), folder=folder, policies=policies or {})
         for name in NAMES:
             made.open(name)
         return made
 
     return make
+
+
+@pytest.fixture
+def new_world(tmp_path: Path, new_world_at: Callable[..., World]) -> Callable[..., World]:
+    """Make a world: `new_world(privacy__drop=1)`."""
+    return partial(new_world_at, tmp_path)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from oncofed_client.patient_gradients import doubled, per_patient
 from oncofed_client.randomness import Randomness
 from oncofed_client.training import TrainingSet
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
+from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.losses import Target, patient_losses
 
 SITES = {"alpha": 30, "beta": 20, "gamma": 14}
@@ -40,6 +41,8 @@ SHAPES = {
     "linear": {"model.layers": 0},
     "transformer": {},
     "free hazards": {"model.layers": 2, "model.hazards": "free"},
+    "weighted sum": {"model.fusion": "weighted_sum"},
+    "kronecker": {"model.fusion": "kronecker"},
 }
 
 
@@ -211,5 +214,6 @@ def test_tables_are_noised_and_cut(make) -> None:
     crowd = np.full(400_000, 10**9)
     cut = tables_share(crowd, mechanism=mechanism, random=Randomness.repeatable("0"))
     assert int(np.abs(cut).max()) <= mechanism.room + mechanism.tail
-    with pytest.raises(ValueError, match="400000 cells"):
-        tables_share(counts[1:], mechanism=mechanism, random=Randomness.from_os())
+    for wrong in (counts[1:], -counts):
+        with pytest.raises(LocalProtocolError, match="stays here"):
+            tables_share(wrong, mechanism=mechanism, random=Randomness.from_os())

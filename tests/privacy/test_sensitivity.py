@@ -15,6 +15,8 @@ from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import IntegerNoise
 from oncofed_shared.losses import patient_losses
+from oncofed_shared.network_fusion import JOINS
+from oncofed_shared.plan_sizes import SIZES
 from oncofed_shared.privacy import Mechanism
 
 SHAPES = {
@@ -25,6 +27,7 @@ SHAPES = {
     "no block scaling": {"model.block_scaling": False, "model.layers": 0},
     "double": {"training.dtype": "float64"},
     "wide": {"model.width": 16, "model.heads": 4, "model.feedforward": 32},
+    **{fusion: {"model.fusion": fusion} for fusion in JOINS},
 }
 LOSSES = {
     "survival": {
@@ -114,19 +117,34 @@ def test_a_coordinate_near_the_middle_of_two_integers_is_computed_alone(make) ->
     assert len(asked) > 1
 
 
-@everything
-@every_shape
-def test_per_patient_gradients_are_those_of_one_by_one_autograd(make, shape, loss) -> None:
-    case = make({**shape, **loss}, count=16)
+def compared_with_autograd(case, count: int) -> torch.Tensor:
+    """Gradients of all patients at once, (count, parameters), after they were found to be those of each alone."""
     alone = []
-    for i in range(16):
+    for i in range(count):
         one, network = doubled(rows(case.patients, i)), copy.deepcopy(case.network).double()
         patient_losses(case.plan, network(one.values, one.seen), one.goals).sum().backward()
         by_name = [p for _, p in sorted(network.named_parameters())]
         alone.append(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in by_name]))
     with per_patient(case.network) as hooked:
-        together = gradients(hooked, case.plan, case.patients.rows(torch.arange(16)), patient_losses)
+        together = gradients(hooked, case.plan, case.patients, patient_losses)
         assert torch.allclose(together, torch.stack(alone), rtol=1e-9, atol=1e-11)
+        return together.clone()
+
+
+@everything
+@every_shape
+def test_per_patient_gradients_are_those_of_one_by_one_autograd(make, shape, loss) -> None:
+    assert compared_with_autograd(make({**shape, **loss}, count=16), 16).any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("fusion", ["transformer", *JOINS])
+def test_per_patient_gradients_are_right_for_every_fusion_in_every_size(make, fusion, size) -> None:
+    model = {"fusion": fusion, "size": size}
+    case = make({"model": model}, count=4)
+    # One patient lacks the first modality, and one the second.
+    case.patients.seen[1, :3], case.patients.seen[2, 3:] = 0, 0
+    assert compared_with_autograd(case, 4).any(dim=1).all()
 
 
 @everything

@@ -187,6 +187,9 @@ CASES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "free hazards": (("survival",), {"model": {"hazards": "free", "linear_path": False}}),
     "two classes": (("response",), {"training": {"l1": 0.002, "class_weights": "balanced"}}),
     "three classes, linear": (("grade",), {"model": {"layers": 0, "block_scaling": False}}),
+    "weighted sum": (("survival",), {"model": {"fusion": "weighted_sum"}, "training": {"weight_decay": 0.02}}),
+    "hybrid": (("response",), {"model": {"fusion": "hybrid"}, "training": {"l1": 0.002}}),
+    "late": (("grade",), {"model": {"fusion": "late", "linear_path": False}}),
     "all together": (
         ("survival", "response", "grade"),
         {"training": {"weight_decay": 0.05, "deep_decay": 0.01, "l1": 0.001, "class_weights": "balanced"}},

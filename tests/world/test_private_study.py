@@ -12,11 +12,14 @@ import pytest
 import tomli_w
 
 from oncofed_client.cohort import split_patients
+from oncofed_client.identity import identity_of
+from oncofed_client.ledger import LEDGER_FILE, Ledger
+from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.site import Site
 from oncofed_client.source import keep_rows
 from oncofed_server.aggregator import Phase
 from oncofed_shared.errors import ExitCode
-from oncofed_shared.features import Preparation
+from oncofed_shared.features import no_sums, prepare
 from oncofed_shared.messages import (
     Describe,
     Description,
@@ -160,11 +163,7 @@ def opened(world: Any, name: str = "alpha", **of_site: Any) -> tuple[Site, Calla
         return Head(session=session, step=step, attempt=attempt, plan_hash=world.plan.hash, trial=TRIAL)
 
     columns = {m: tuple(c) for m, c in source.cohort(world.plan).columns.items()}
-    width = sum(len(c) for c in columns.values())
-    ones = np.ones(width)
-    preparation = Preparation(
-        columns=columns, center=0 * ones, spread=ones, fill=0 * ones, class_weights={"response": np.ones(2)}
-    )
+    preparation = prepare(world.plan, columns, no_sums(world.plan, columns))
     assert isinstance(site.handle(Open(head=head(), columns=columns, arrays=preparation.arrays())), Ready)
     network = build(world.plan, {m: columns[m] for m in sorted(columns)}, seed=0)
     return site, head, {n: p.detach().numpy().copy() for n, p in network.named_parameters()}
@@ -296,3 +295,15 @@ def test_a_noise_seed_is_no_key_of_a_site_s_own_settings(private: Any, simulate:
     private.content["simulation"]["site"]["policy"]["noise_seed"] = 1
     private.write()
     simulate(*private.arguments()).refused(ExitCode.INPUT, "noise_seed")
+
+
+def test_a_run_that_is_over_is_over_in_every_ledger(private: Any, simulate: Callable[..., Any]) -> None:
+    assert simulate(*private.write().arguments("--no-baselines")).code == ExitCode.DONE
+    for site in result_of(private)["sites"]:
+        folder = private.out / "sites" / site["name"]
+        with Ledger.open(folder / LEDGER_FILE, site=site["name"], key=identity_of(folder)) as ledger:
+            (account,) = ledger.plans()
+            assert account.state == "closed"
+            with Outbox(folder / OUTBOX_FILE, epoch=ledger.epoch) as outbox:
+                assert outbox.waiting() == ()
+        assert not list(folder.rglob("*.keys"))

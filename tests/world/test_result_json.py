@@ -96,8 +96,8 @@ class SiteRow(Part):
     modalities: dict[str, Count]
     events: dict[str, Count]
     epsilon: None
-    delta: None
     epsilon_alone: None
+    delta: None
     trained: bool
     external: bool
 

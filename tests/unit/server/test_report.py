@@ -607,6 +607,51 @@ def test_privacy_is_shown_as_it_is(page: str) -> None:
     assert Reader(render(result)).tables["Privacy spent"] == {"henry-ford": [2.5, 1e-5]}
 
 
+def private_by_the_consortium(**more: Any) -> dict[str, Any]:
+    result = sample()
+    for site in result["sites"]:
+        site.update(epsilon=2.9, delta=1e-5, epsilon_alone=9.25)
+    privacy = {"noise": "consortium", "epsilon": 3, "sampling_rate": 0.5, "clip_norm": 1.0, "drop": 2, "collude": 1}
+    result["plan"] = {**PLAN, "privacy": privacy}
+    return result | more
+
+
+def test_drop_collude_and_epsilon_if_all_others_collude_stand_beside_epsilon() -> None:
+    page = render(private_by_the_consortium())
+    reader = Reader(page)
+    assert reader.tables["Privacy spent"]["henry-ford"] == [2.9, 1e-5, 9.25]
+    assert "epsilon, noise by the consortium (drop 2, collude 1)" in page
+    assert "at most 2 sites drop out of a sum and at most 1 site tell" in page
+    assert "epsilon if all others collude" in page
+    assert "group privacy of size m" in page
+    assert "DP-SGD at each site" not in page
+    without = private_by_the_consortium()
+    for site in without["sites"]:
+        site["epsilon_alone"] = None
+    assert "no bound" in render(without)
+
+
+def test_scores_that_no_site_releases_are_marked_everywhere() -> None:
+    page = render(private_by_the_consortium())
+    assert "What is released is the model alone." in page
+    assert page.count("not released, simulation only") > len(STUDY["tasks"])
+    assert "which is what sites release" not in page
+    assert "the scores are among that" not in page
+    row = {"task": "survival", "metric": "c_index", "value": 0.7, "ci": [0.6, 0.8], "why": "", "epsilon": 3.0}
+    assert "What is released stands in Released scores." in render(private_by_the_consortium(released=[row]))
+
+
+def test_what_nobody_counts_has_no_sum_and_what_nobody_says_no_curve() -> None:
+    result = private_by_the_consortium()
+    for site in result["sites"]:
+        site.update(train=None, validation=None, test=None, modalities={}, events={})
+    for entry in result["rounds"]:
+        entry.update(train_loss=None, validation={}, divergence=None)
+    page = render(result)
+    assert "≥ 0" not in page
+    assert "under a private plan no site says its loss" in page
+
+
 scores = st.builds(
     lambda v, a, b: Score(value=v, low=v - a, high=v + b),
     *(st.floats(0, 1) for _ in range(3)),

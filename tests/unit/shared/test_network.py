@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, _Attention, build, outputs, token_columns
+from oncofed_shared.network_fusion import JOINS
 from oncofed_shared.plan import Plan, parse
 
 COLUMNS: Columns = {
@@ -62,6 +63,9 @@ PLANS = {
     "one token": plan_of(genes="one"),
     "a token per column": plan_of(genes="columns", heads=4),
     "more parts than columns": plan_of(genes=9),
+    **{fusion: plan_of(fusion=fusion, hazards="free") for fusion in JOINS},
+    "kronecker of few numbers": plan_of(fusion="kronecker", width=2, genes="columns"),
+    "late, without a linear path": plan_of(fusion="late", layers=2, linear_path=False),
 }
 each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 
@@ -186,7 +190,8 @@ def test_an_absent_token_is_as_if_it_did_not_exist(plan: Plan) -> None:
     own = dict(network.named_parameters())
     with torch.no_grad():
         for name, parameter in smaller.named_parameters():
-            parameter.copy_(own[name][:, :9] if name == "linear.weight" else own[name])
+            # What belongs to the third modality is what comes last.
+            parameter.copy_(own[name][tuple(slice(size) for size in parameter.shape)])
     values, seen = patients(5)
     values[:, 9:], seen[:, 9:] = 0, 0
     for task, logits in network(values, seen).items():
