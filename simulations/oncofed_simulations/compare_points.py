@@ -126,8 +126,8 @@ class ComparedSource:
 
     def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
         """Part of each patient: that of the whole plan."""
-        del plan, trial
-        return self._parts(cohort)
+        del plan, cohort, trial
+        return self._parts(self.source.cohort(self.whole))
 
 
 def admitted(place: Place) -> tuple[dict[str, Site], dict[str, str]]:
@@ -193,7 +193,8 @@ def measure(point: Point) -> None:
 
 def _listed(labels: NDArray[Any]) -> list[Any]:
     """Labels as JSON, which has no NaN."""
-    listed: list[Any] = np.where(np.isnan(labels.astype(float)), None, labels).tolist()
+    numbers = labels.astype(float)
+    listed: list[Any] = np.where(np.isnan(numbers), np.array(None), numbers.astype(object)).tolist()
     return listed
 
 
