@@ -219,7 +219,9 @@ def comparison(
     leave_hospital_out: Annotated[
         bool, typer.Option("--leave-hospital-out", help="Hold out a hospital at a time, in place of folds.")
     ] = False,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Also a shuffled label, and the hospital as answer.")] = False,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Also a shuffled label, and the hospital as answer.")
+    ] = False,
     sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Also other rates and batches.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds and the training.")] = 0,
     min_patients: Annotated[
