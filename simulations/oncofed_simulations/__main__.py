@@ -21,6 +21,7 @@ from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
 from oncofed_simulations.allocator import return_large_arrays
+from oncofed_simulations.compare import CompareOptions, compare, summary_lines
 from oncofed_simulations.curve import CurveOptions, privacy_curve
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
@@ -207,6 +208,58 @@ def curve(
             bounds = "" if cell["ci"] is None else f" (95 % {cell['ci'][0]:.4f} to {cell['ci'][1]:.4f})"
             print(f"{name}, epsilon {at}: {cell['mean']:.4f}{bounds}, {len(cell['per_seed'])} seeds")
     print(f"curve: {out / 'curve.json'}")
+
+
+@app.command("compare")
+def comparison(
+    study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.", readable=False)],
+    sites: Annotated[Path | None, typer.Option(help="Folder with a folder per hospital.", readable=False)] = None,
+    variants: Annotated[str, typer.Option(help="Names with commas, or all.")] = "all",
+    folds: Annotated[int, typer.Option(min=2, max=20, help="Folds of patients.")] = 5,
+    leave_hospital_out: Annotated[
+        bool, typer.Option("--leave-hospital-out", help="Hold out a hospital at a time, in place of folds.")
+    ] = False,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Also a shuffled label, and the hospital as answer.")
+    ] = False,
+    sensitivity: Annotated[bool, typer.Option("--sensitivity", help="Also other rates and batches.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the folds and the training.")] = 0,
+    min_patients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
+    out: Annotated[Path, typer.Option(help="Where compare.json goes.", readable=False)] = Path("out/compare"),
+) -> None:
+    """Compare modalities and fusions of one plan under one protocol; repeat the command to go on."""
+    console = Console(stderr=True)
+    progress = Progress(
+        TextColumn("points"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with progress:
+        bar = progress.add_task("points", total=None)
+        options = CompareOptions(
+            out=out,
+            sites=sites,
+            variants=variants,
+            folds=folds,
+            leave_hospital_out=leave_hospital_out,
+            sanity=sanity,
+            sensitivity=sensitivity,
+            seed=seed,
+            min_patients=min_patients,
+            jobs=jobs,
+            command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
+            announce=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+        result = compare(load(study), options)
+    for line in summary_lines(result):
+        print(line)
+    print(f"comparison: {out / 'compare.html'}")
 
 
 @import_app.command()

@@ -21,13 +21,13 @@ from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_simulations.consortium import Run
 
-__all__ = ["exact_numbers"]
+__all__ = ["Scored", "exact_numbers", "numbers_of", "score_patients"]
 
 Values = NDArray[np.float64]
 Scored = dict[str, tuple[list[Values], list[Values]]]
 
 
-def _score(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
+def score_patients(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
     """Append predictions and labels of a run's test patients, per task; a site with layers of its own is scored with them."""
     plan, preparation = run.plan, run.state.preparation
     if preparation is None:
@@ -51,7 +51,8 @@ def _score(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
             both[1].append(cohort.labels[task][rows])
 
 
-def _numbers(plan: Plan, task_name: str, predictions: Values, labels: Values) -> dict[str, float]:
+def numbers_of(plan: Plan, task_name: str, predictions: Values, labels: Values) -> dict[str, float]:
+    """Exact metrics of a task from (n, ...) predictions and labels; empty where there is one class or no event."""
     task = plan.tasks[task_name]
     if isinstance(task, SurvivalTask):
         known = ~np.isnan(labels[:, 0])
@@ -84,9 +85,9 @@ def exact_numbers(plan: Plan, sites: Mapping[str, Site], runs: Sequence[Sequence
     for per_seed in runs:
         scored: Scored = {}
         for run in per_seed:
-            _score(sites, run, scored)
+            score_patients(sites, run, scored)
         for task, (predictions, labels) in scored.items():
-            found = _numbers(plan, task, np.concatenate(predictions), np.concatenate(labels))
+            found = numbers_of(plan, task, np.concatenate(predictions), np.concatenate(labels))
             for metric, value in found.items():
                 collected.setdefault(task, {}).setdefault(metric, []).append(value)
     return {t: {m: float(np.mean(v)) for m, v in ms.items()} for t, ms in collected.items()}
