@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pydicom
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.datadict import keyword_for_tag
@@ -21,6 +23,7 @@ from oncofed_client.imaging.identifying import IDENTIFYING
 from oncofed_client.imaging.series import find_series
 from oncofed_client.prepare.report import without_names
 from oncofed_client.settings import load_settings
+from oncofed_shared.strict import read_toml
 from oncofed_simulations.raw_draw import identifying_values
 from oncofed_simulations.synthetic import CohortSettings
 
@@ -97,8 +100,21 @@ def guilty(content: bytes, secrets: dict[str, str]) -> list[str]:
     return [place for text, place in secrets.items() if any(form in content for form in forms(text))]
 
 
+def with_patches(folder: Path) -> Path:
+    """The demo study, which also asks for patches of the CT."""
+    content = read_toml(STUDIES / "demo.toml")
+    size = {"region": "tumour", "size": [8, 10, 12], "spacing": [3.0, 2.0, 2.0], "window": [-160.0, 240.0]}
+    content["modalities"]["radiomics"]["patch"] = {"ct": size}
+    shutil.copy(STUDIES / content["modalities"]["radiomics"]["extraction"]["file"], folder)
+    path = folder / "study.toml"
+    path.write_text(tomli_w.dumps(content), encoding="utf-8")
+    return path
+
+
 @pytest.mark.parametrize("name", ["site-1", "site-2"])
-def test_nothing_that_is_written_or_printed_says_who_a_patient_is(name: str, copy_of: Callable[[str], Any]) -> None:
+def test_nothing_that_is_written_or_printed_says_who_a_patient_is(
+    name: str, copy_of: Callable[[str], Any], tmp_path: Path
+) -> None:
     hospital = copy_of(name)
     secrets = identifying(hospital.folder)
     settings = load_settings(hospital.folder)
@@ -106,12 +122,14 @@ def test_nothing_that_is_written_or_printed_says_who_a_patient_is(name: str, cop
     patient = min(set(found.patients()) & consented(hospital.folder, settings))
     broken = found.images(patient)["ct"].files[2]
     broken.write_bytes(broken.read_bytes()[:-300])  # so that something goes wrong and is told
-    command = [sys.executable, "-m", "oncofed_client", "preprocess", ".", "--study", str(STUDIES / "demo.toml")]
+    study = with_patches(tmp_path)
+    command = [sys.executable, "-m", "oncofed_client", "preprocess", ".", "--study", str(study)]
     run = subprocess.run(
         [*command, "--state", str(hospital.state)], cwd=hospital.folder, capture_output=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    assert b"1 failed" in run.stdout
+    # Its columns and its patch.
+    assert b"2 failed" in run.stdout
     assert guilty(run.stdout + run.stderr, secrets) == []
     written = {p: p.read_bytes() for p in hospital.state.rglob("*") if p.is_file()}
     assert len(written) > 15

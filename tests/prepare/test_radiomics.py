@@ -17,10 +17,15 @@ import radiomics
 import SimpleITK as sitk
 from radiomics.featureextractor import RadiomicsFeatureExtractor
 
+from oncofed_client.imaging.regions import read_region
+from oncofed_client.imaging.series import find_series
+from oncofed_client.imaging.settings import ImagingSettings
+from oncofed_client.imaging.volume import read_volume
 from oncofed_client.prepare.radiomics import crop, extract, load_extraction, parse_extraction, study_name
 from oncofed_shared.errors import ConfigError, DataError
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "pyradiomics"
+LUNG = DATA.parent / "dicom" / "lung_ct_rtstruct"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the public pyradiomics images are not beside this project")
 CASES = ("brain1", "brain2", "breast1")
 CLASSES = ("shape", "firstorder", "glcm", "glrlm", "glszm", "gldm", "ngtdm")
@@ -110,6 +115,27 @@ def test_equals_plain_pyradiomics_on_the_same_crop_and_nearly_on_the_whole_volum
     assert worst({n: found[n] for n in exact}, {n: whole[n] for n in exact}) <= 1e-9
     assert worst(found, whole) <= 1e-5
     assert {n.split("_")[0].split("-")[0] for n in found} == {*CLASSES, "wavelet", "log"}
+
+
+@pytest.mark.skipif(not LUNG.is_dir(), reason="../shared/data/dicom/lung_ct_rtstruct is not there")
+def test_the_tumour_of_a_real_export_measures_what_plain_pyradiomics_measures_in_the_whole_volume() -> None:
+    """DICOM in, RTSTRUCT in, numbers out; the volume beside is read by SimpleITK's own series reader."""
+    own = ImagingSettings.model_validate(
+        {"series": {"ct": {"modality": "CT"}}, "regions": {"tumour": {"names": ["Tumor_c40"]}}}
+    )
+    inventory = find_series(LUNG, own)
+    [patient] = inventory.patients()
+    series = inventory.images(patient)["ct"]
+    image = read_volume(series, own)
+    mask = read_region("tumour", image, series, inventory, own)
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(LUNG / "ct" if (LUNG / "ct").is_dir() else LUNG)))
+    theirs = sitk.Cast(reader.Execute(), sitk.sitkFloat32)
+    parameters = {"setting": {"binWidth": 25}, "imageType": {"Original": {}}, "featureClass": ALL}
+    found = extract(image, mask, parse_extraction(parameters))
+    assert worst(found, plain(theirs, mask, parameters)) <= 1e-9
+    voxels = int(np.count_nonzero(sitk.GetArrayViewFromImage(mask)))
+    assert found["shape_VoxelVolume"] == pytest.approx(voxels * float(np.prod(theirs.GetSpacing())), rel=1e-9)
 
 
 @pytest.mark.parametrize(
