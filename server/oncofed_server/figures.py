@@ -22,6 +22,7 @@ COLOURS = {
     "federated": "#0072B2",
     "pooled": "#009E73",
     "alone": "#D55E00",
+    "site_noise": "#56B4E9",
     "without_privacy": "#CC79A7",
     "reference": "#4D4D4D",
     "low": "#0072B2",
@@ -84,6 +85,7 @@ def mark(arm: str, x: float, y: float, title: str = "", size: float = 4.5) -> Ma
                 (s - 0.8, s - 0.8),
                 (-s + 0.8, s - 0.8),
             ),
+            "site_noise": ((0, s), (s, -s + 0.5), (-s, -s + 0.5)),
             "without_privacy": ((0, -s), (s, s - 0.5), (-s, s - 0.5)),
         }.get(arm, ((-1.6, -s - 1), (1.6, -s - 1), (1.6, s + 1), (-1.6, s + 1)))
         points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in outline)

@@ -51,7 +51,7 @@ def _predicted(task: TaskView) -> str:
 
 def _figures(study: Study, task: TaskView) -> list[tuple[str, str, Markup]]:
     """(title, caption, picture) of the figures that exist for a task's kind."""
-    names = {a: n for a, n in arm_names(study).items() if a not in {"alone", "without_privacy"}}
+    names = {a: n for a, n in arm_names(study).items() if a not in {"alone", "site_noise", "without_privacy"}}
     found: list[tuple[str, str, Markup | None]] = [
         ("ROC curve", "The further to the upper left, the better.", charts.roc(task, names))
     ]
@@ -101,6 +101,8 @@ def _legend(study: Study) -> list[tuple[Markup, str, str]]:
         "pooled": "the same network, trained as if all patients were in one place",
         "alone": "each site's own model; overall, the mean over the sites that could train one, on "
         "everybody's test patients; per site, its own model on its own test patients",
+        "site_noise": "the same study with all the noise drawn by every site, for what drawing it once is worth; only a "
+        "simulation has it, and it is not released",
         "without_privacy": "the same study without noise, for what privacy costs; only a simulation has it, and it is not "
         "released",
         "reference": "a simple regression on a few features, for what the network adds to them",

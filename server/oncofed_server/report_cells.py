@@ -65,9 +65,11 @@ class Table:
 
 
 def arm_names(study: Study) -> dict[str, str]:
-    """What the arms are called on the page; the one without privacy where there is privacy to compare with."""
+    """What the arms are called on the page; those with other noise, or none, where there is noise to compare."""
     noise = mapping(study.plan.get("privacy")).get("noise", "none")
     free = {} if noise == "none" else {"without_privacy": "Without privacy (not released)"}
+    if noise == "consortium":
+        free = {"site_noise": "Noise at each site (not released)"} | free
     return {
         "federated": "Federated",
         "pooled": "Pooled",

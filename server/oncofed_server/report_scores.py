@@ -28,7 +28,7 @@ __all__ = [
     "reference_label",
 ]
 
-ARMS = ("federated", "pooled", "alone", "without_privacy", "reference")
+ARMS = ("federated", "pooled", "alone", "site_noise", "without_privacy", "reference")
 _MAIN_METRIC = {"survival": "c_index", "classification": "auc"}
 MOST_FEATURES = 4
 _FORMATTING = {"\u200c", "\u200d"}  # joiners that ordinary names in some scripts need

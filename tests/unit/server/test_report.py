@@ -641,6 +641,17 @@ def test_scores_that_no_site_releases_are_marked_everywhere() -> None:
     assert "What is released stands in Released scores." in render(private_by_the_consortium(released=[row]))
 
 
+def test_noise_at_each_site_stands_beside_noise_drawn_once_and_nowhere_else() -> None:
+    result = private_by_the_consortium()
+    for metrics in result["tasks"].values():
+        for arms in metrics.values():
+            arms["site_noise"] = arms["pooled"]
+    page = render(result)
+    assert "Noise at each site (not released)" in page
+    assert "what drawing it once is worth" in page
+    assert "Noise at each site" not in render(result | {"plan": {**PLAN, "privacy": {"noise": "site"}}})
+
+
 def test_what_nobody_counts_has_no_sum_and_what_nobody_says_no_curve() -> None:
     result = private_by_the_consortium()
     for site in result["sites"]:
