@@ -142,6 +142,8 @@ class LedgerFile:
         beside = self._head_file()
         heads = [(self._witness_row, beside)] if beside is not None else []
         heads += [(row, Head.from_bytes(h)) for row, _, _, h, _ in self._chain.witnesses(self._witness_row)]
+        # Heads first, entries after: another process may have written since, and its head must not look like a lost one.
+        self._catch_up()
         for row, head in heads:
             why = contradiction(self._account, head, self._key)
             if why is not None:

@@ -130,3 +130,14 @@ def test_a_tight_policy_lets_one_plan_and_not_two(ledger: Ledger, approve: Appro
         approve(ledger, "plan-2", policy=TIGHT)
     with pytest.raises(PolicyRefusal):
         approve(ledger, "plan-2", policy=TIGHT, charges=(dataclasses.replace(charge, steps=10),))
+
+
+def test_what_another_process_has_written_since_is_no_lost_entry(
+    ledger: Ledger, approve: Approve, step: Charge, key: Ed25519PrivateKey
+) -> None:
+    """Its head lies beside the ledger before this one has read its entries."""
+    approve(ledger, "plan-1")
+    with Ledger.open(ledger.path, site="north", key=key) as other:
+        other.reserve("plan-1", "reply", "q", step, now=3.0)
+        assert not ledger.silent
+        assert ledger.reservation("reply") is not None
