@@ -15,7 +15,7 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
-from oncofed_shared import messages, plan
+from oncofed_shared import messages, plan, plan_imaging
 from oncofed_simulations.synthetic import CohortSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -31,7 +31,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
-    "`[modalities.NAME.patch.ROLE]`": plan.RegionPatch,
+    "`[modalities.NAME.patch.ROLE]`": plan_imaging.RegionPatch,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,

@@ -1,0 +1,202 @@
+"""What a study reads about a patient: columns, their scaling, and how they become tokens."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
+
+from oncofed_shared.plan_fields import Distinct, Interval, Name, Positive, ascending
+from oncofed_shared.plan_genomics import GenomicFeatures
+from oncofed_shared.plan_imaging import RegionPatch
+from oncofed_shared.plan_radiomics import RadiomicFeatures
+from oncofed_shared.strict import Frozen
+
+__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern"]
+
+
+class NumericColumn(Frozen):
+    """A number; outside `range` (in `unit`) it is an error at the site.
+
+    Attributes:
+        center, spread: its own constants of `scaling = "constants"`, after the transform; without them the modality's.
+    """
+
+    kind: Literal["numeric"]
+    unit: str | None = None
+    range: Interval | None = None
+    center: float | None = None
+    spread: Positive | None = None
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, bounds: Interval | None) -> Interval | None:
+        ascending(bounds or ())
+        return bounds
+
+    @field_validator("spread")
+    @classmethod
+    def _pair(cls, spread: float | None, info: ValidationInfo) -> float | None:
+        if "center" in info.data and (info.data["center"] is None) != (spread is None):
+            message = "center and spread go together"
+            raise ValueError(message)
+        return spread
+
+
+class CategoricalColumn(Frozen):
+    """One of `categories`, one-hot encoded in this order."""
+
+    kind: Literal["categorical"]
+    categories: Annotated[Distinct, Field(min_length=2)]
+
+
+class OrdinalColumn(Frozen):
+    """One of `order`, encoded as its rank."""
+
+    kind: Literal["ordinal"]
+    order: Annotated[Distinct, Field(min_length=2)]
+
+
+Column = Annotated[NumericColumn | CategoricalColumn | OrdinalColumn, Field(discriminator="kind")]
+
+
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile a column pattern: `{gene}` and `*` match any text, everything else itself.
+
+    >>> bool(compile_pattern("{gene}_rnaseq").fullmatch("TP53_rnaseq"))
+    True
+    >>> bool(compile_pattern("VOLUME_*").fullmatch("TEXTURE_1"))
+    False
+
+    Raises:
+        ValueError: it names two parts alike.
+    """
+    parts = re.split(r"(\{[A-Za-z_]+\}|\*)", pattern)
+    named = [p for p in parts[1::2] if p != "*"]
+    if len(set(named)) != len(named):
+        message = f"pattern {pattern!r} names two parts alike"
+        raise ValueError(message)
+    made = [".*" if p == "*" else f"(?P<{p[1:-1]}>.+)" for p in parts[1::2]]
+    plain = [re.escape(p) for p in parts[::2]]
+    return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
+
+
+class Modality(Frozen):
+    """One kind of data about a patient: which columns, how scaled, what a gap means, which tokens.
+
+    Attributes:
+        table: logical name of the site's table; without it, any table that has the column.
+        columns: named columns with their kinds, or
+        patterns: patterns over column names, all numeric; the sites' names are united before training.
+        exclude: patterns of columns that must not be read.
+        transform: `log` is log(1 + x) and refuses negative values; `signed_log` is sign(x) log(1 + |x|).
+        scaling: `zscore` and `minmax` use sums over the sites; `minmax` uses `range` where one is declared and
+            mean +- 3 sd where not, because a minimum is one patient's value and not a sum. `constants` uses `center`
+            and `spread` of this plan: a numeric column's own, or the modality's; without the modality's, categories and
+            ranks stay as they are.
+        clip: bound on the scaled value.
+        missing: `mask` (a missing value contributes nothing and the network sees how much of a token was observed),
+            `impute` (the consortium's mean), `drop` (one missing value and the patient lacks the modality).
+        tokens: `one`, `columns` (a token per column), a number (equal parts in sorted order), or named patterns (a
+            column that fits two names goes to the first in the alphabet).
+        required: a patient without this modality does not take part.
+        genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
+        extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
+        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; no network reads them yet.
+    """
+
+    table: str | None = None
+    columns: dict[str, Column] | None = None
+    patterns: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    range: Interval | None = None
+    transform: Literal["none", "log", "signed_log"] = "none"
+    scaling: Literal["zscore", "minmax", "none", "constants"] = "zscore"
+    center: float | None = None
+    spread: Positive | None = None
+    clip: Positive | None = 5.0
+    missing: Literal["mask", "impute", "drop"] = "mask"
+    tokens: Literal["one", "columns"] | Annotated[int, Field(ge=1, le=256)] | dict[Name, tuple[str, ...]] = "one"
+    required: bool = False
+    genomics: GenomicFeatures | None = None
+    extraction: RadiomicFeatures | None = None
+    patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
+        content: dict[str, Any] = written(self)
+        return {k: v for k, v in content.items() if k not in {"genomics", "extraction", "patch"} or v is not None}
+
+    @field_validator("patterns")
+    @classmethod
+    def _sources(cls, patterns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        if "columns" in info.data and (info.data["columns"] is None) == (patterns is None):
+            message = "give either columns or patterns"
+            raise ValueError(message)
+        return patterns
+
+    @field_validator("patterns", "exclude", "tokens")
+    @classmethod
+    def _compiled(cls, value: Any) -> Any:
+        groups = value.values() if isinstance(value, dict) else [value] if isinstance(value, tuple) else []
+        for pattern in (p for group in groups for p in group):
+            compile_pattern(pattern)
+        return value
+
+    @field_validator("range")
+    @classmethod
+    def _range(cls, bounds: Interval | None) -> Interval | None:
+        ascending(bounds or ())
+        return bounds
+
+    @field_validator("transform")
+    @classmethod
+    def _logarithm(cls, transform: str, info: ValidationInfo) -> str:
+        columns = (info.data.get("columns") or {}).values()
+        ranges = [info.data.get("range"), *(c.range for c in columns if isinstance(c, NumericColumn))]
+        if transform == "log" and any(r is not None and r[0] < 0 for r in ranges):
+            message = "'log' takes no negative value, and a range begins below 0; use 'signed_log'"
+            raise ValueError(message)
+        return transform
+
+    @field_validator("genomics")
+    @classmethod
+    def _read(cls, genomics: GenomicFeatures | None, info: ValidationInfo) -> GenomicFeatures | None:
+        if genomics is None or not {"columns", "patterns"} <= set(info.data):
+            return genomics
+        made, names, patterns = genomics.column, info.data["columns"] or {}, info.data["patterns"] or ()
+        fits = any(compile_pattern(made).fullmatch(n) for n in names)
+        fits = fits or any(compile_pattern(p).fullmatch(made.replace("{gene}", "GENE")) for p in patterns)
+        if not fits:
+            message = f".column: no column or pattern of this modality reads '{made}'"
+            raise ValueError(message)
+        return genomics
+
+    @field_validator("extraction")
+    @classmethod
+    def _one_origin(cls, extraction: RadiomicFeatures | None, info: ValidationInfo) -> RadiomicFeatures | None:
+        if extraction is not None and info.data.get("genomics") is not None:
+            message = "a modality comes from images or from sequencing files; make two modalities of it"
+            raise ValueError(message)
+        return extraction
+
+    @field_validator("spread")
+    @classmethod
+    def _constants(cls, spread: float | None, info: ValidationInfo) -> float | None:
+        given = (info.data.get("center", spread) is not None, spread is not None)
+        columns = (info.data.get("columns") or {}).values()
+        own = [c.spread is not None for c in columns if isinstance(c, NumericColumn)]
+        if info.data.get("scaling") == "constants":
+            # Where every numeric column has its own, the modality need not give any.
+            fits = all(given) or (not any(given) and bool(columns) and all(own))
+        else:
+            fits = not any(given) and not any(own)
+        if "scaling" in info.data and not fits:
+            message = (
+                "center and spread go with scaling = 'constants', and with nothing else; a numeric column "
+                "without its own takes the modality's"
+            )
+            raise ValueError(message)
+        return spread
