@@ -15,7 +15,7 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
-from oncofed_shared import messages, plan, plan_imaging
+from oncofed_shared import messages, plan, plan_modalities
 from oncofed_simulations.synthetic import CohortSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -31,7 +31,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
-    "`[modalities.NAME.patch.ROLE]`": plan_imaging.RegionPatch,
+    "`[modalities.NAME.patch.ROLE]`": plan_modalities.RegionPatch,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,
@@ -118,7 +118,8 @@ def test_a_reference_says_which_words_a_key_may_have(page, section, model):
 
 
 def test_every_model_of_a_file_has_its_table():
-    made = {m for module in (plan, settings) for m in vars(module).values() if isinstance(m, type)}
+    modules = (plan, plan_modalities, settings)
+    made = {m for module in modules for m in vars(module).values() if isinstance(m, type)}
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
     documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}
     # [genomics] has its own page and its own test.
