@@ -170,3 +170,17 @@ def test_the_state_table_has_every_phase_in_order_and_asks_with_existing_request
     asked = {row[1].strip("`") for row in rows} - {""}
     assert asked == {k.__name__ for k in REQUESTS}
     assert len(FATAL_CODES) == 2, "the page says which updates end a run"
+
+
+def test_governance_names_tests_that_exist():
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (DOCS / "governance" / "gdpr-hipaa.md").read_text(encoding="utf-8")))
+    sources = (p.read_text(encoding="utf-8") for p in Path(__file__).parent.rglob("test_*.py"))
+    there = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)}
+    assert len(named) > 15
+    assert named - there == set()
+
+
+def test_every_row_of_the_legal_map_has_a_test_or_a_document():
+    text = (DOCS / "governance" / "gdpr-hipaa.md").read_text(encoding="utf-8")
+    rows = [r for r in ROW.findall(text) if not set(r) <= set("-| ") and not r.startswith(" clause")]
+    assert [r for r in rows if "`test_" not in r and ".md)" not in r] == []
