@@ -20,7 +20,7 @@ __all__ = [
     "whole_plan",
 ]
 
-FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer")
+FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer", "two_way")
 LINEAR, GENOMICS = "linear", "genomics"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
