@@ -33,14 +33,29 @@ FIRST_HAZARD = -2.0
 """Logit of an interval's hazard before training, 12 %: nearer to what cohorts show than one half is."""
 
 
+def _column_factors(plan: Plan, columns: Columns) -> Tensor | None:
+    """What each scaled column is multiplied by, (columns,): the share of its block, and what the plan says of its modality."""
+    emphases = {m: plan.modalities[m].emphasis for m in columns}
+    if not plan.model.block_scaling and set(emphases.values()) <= {1.0}:
+        return None
+    block = -0.5 if plan.model.block_scaling else 0.0
+    return torch.tensor([len(c) ** block * emphases[m] for m, c in sorted(columns.items()) for _ in c])
+
+
+def _members(columns: Columns) -> Tensor:
+    """Which column is of which modality, (columns, modalities) of 0 and 1, both in sorted order of modalities."""
+    owners = [m for m, c in sorted(columns.items()) for _ in c]
+    return torch.tensor([[float(owner == m) for m in sorted(columns)] for owner in owners])
+
+
 class FusionNetwork(nn.Module):
     """Maps a patient's scaled values and their presence to one row of logits per task.
 
     Attributes:
         tokenisers: per token from its scaled values, and the share of them that is missing, to its vector; or an encoder of a
             modality's own. Where the fusion reads all columns at once, the first one does, with the shares that were observed.
-        linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
-            baseline for everybody.
+        linear: from all columns to all outputs, and from who has which modality where the plan says so; starts at zero, as the
+            transformer's heads do: the first prediction is the baseline for everybody.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
         baselines: per task, by name, the bias of each output or interval.
     """
@@ -51,10 +66,11 @@ class FusionNetwork(nn.Module):
         self.tasks = dict(sorted(plan.tasks.items()))
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
-        total = sum(len(c) for c in columns.values())
+        self.block = _column_factors(plan, columns)
+        self.presence = _members(columns) if model.presence else None
+        self.strength = model.presence
+        total = sum(len(c) for c in columns.values()) + (len(columns) if model.presence else 0)
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
-        blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
-        self.block = torch.tensor(blocks) if model.block_scaling else None
         # A list, because a task may have any name, and a module's attributes may not.
         self.baselines = nn.ModuleList(
             nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
@@ -130,7 +146,7 @@ class FusionNetwork(nn.Module):
             table = table * self.block.to(values.dtype)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
-            raw = raw + self.linear(table)
+            raw = raw + self.linear(self._with_presence(table, seen))
         if self.deep:
             voxels = values[:, seen.shape[1] :]
             values = torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
@@ -140,6 +156,13 @@ class FusionNetwork(nn.Module):
         return {
             name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
         }
+
+    def _with_presence(self, table: Tensor, seen: Tensor) -> Tensor:
+        """What the linear path reads, (n, [modalities +] columns): before the columns a number for each modality that is there."""
+        if self.presence is None:
+            return table
+        there = (seen @ self.presence.to(seen.dtype)) > 0
+        return torch.cat([self.strength * there.to(table.dtype), table], dim=1)
 
     def _join(self, values: Tensor, seen: Tensor) -> Tensor:
         """(n, columns + voxels) and (n, columns) to (n, outputs)."""

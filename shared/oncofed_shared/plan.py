@@ -101,11 +101,13 @@ class Simulation(Frozen):
         cohort: arguments of `oncofed-simulate cohort`, for a study without `--sites`.
         noise_seed: makes the noise of a private study repeatable, which protects nobody: whoever knows it can take the noise
             away. A deployed site has no way to be given one.
+        search: key of the plan -> where `compare --search` looks for a better value.
     """
 
     site: dict[str, Any] | None = None
     cohort: dict[str, Any] | None = None
     noise_seed: Annotated[int, Field(ge=0)] | None = None
+    search: dict[str, Any] | None = None
 
 
 class Plan(Frozen):

@@ -227,6 +227,10 @@ def comparison(
     min_patients: Annotated[
         int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
     ] = None,
+    patients_with: Annotated[str, typer.Option(help="Only patients who have all these modalities, with commas.")] = "",
+    search: Annotated[
+        int, typer.Option(min=0, max=1000, help="Settings to try on each point's training patients.")
+    ] = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Processes at once.")] = 2,
     out: Annotated[Path, typer.Option(help="Where compare.json goes.", readable=False)] = Path("out/compare"),
 ) -> None:
@@ -252,6 +256,8 @@ def comparison(
             sensitivity=sensitivity,
             seed=seed,
             min_patients=min_patients,
+            patients_with=patients_with,
+            search=search,
             jobs=jobs,
             command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
             announce=lambda done, total: progress.update(bar, completed=done, total=total),

@@ -16,11 +16,12 @@ from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_whole
 from oncofed_simulations.compare_page import page
 from oncofed_simulations.compare_points import Place, Point, admitted, measure, read_point
-from oncofed_simulations.compare_scores import Scores, judged, scores_of
+from oncofed_simulations.compare_scores import Scores, judged, scores_of, within
 from oncofed_simulations.compare_variants import (
     HOSPITAL,
     Variant,
     chosen_variants,
+    restricted,
     sanity_variants,
     sensitivity_variants,
     whole_plan,
@@ -32,6 +33,10 @@ from oncofed_simulations.synthetic import read_settings, write_cohort
 __all__ = ["CompareOptions", "compare", "summary_lines"]
 
 
+POINTS = 2
+"""Version of what a point holds: those of another one cannot be gone on with."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
     """What the command line says beside the study.
@@ -40,6 +45,8 @@ class CompareOptions:
         sites: folder of the hospitals; None for the study's own synthetic cohort.
         variants: names with commas, or `all`.
         leave_hospital_out: hold out one hospital at a time in place of folds.
+        patients_with: modalities with commas; who lacks one of them does not take part.
+        search: trials of settings on each point's training patients; 0 for none.
         jobs: processes at once; with one, this process.
         announce: called with the number of finished points and of all points.
     """
@@ -53,6 +60,8 @@ class CompareOptions:
     sensitivity: bool = False
     seed: int = 0
     min_patients: int | None = None
+    patients_with: str = ""
+    search: int = 0
     jobs: int = 1
     command: str = ""
     announce: Callable[[int, int], None] = lambda done, total: None
@@ -89,13 +98,17 @@ def _claim(plan: Plan, options: CompareOptions) -> None:
             "folds": None if options.leave_hospital_out else options.folds,
             "seed": options.seed,
             "min_patients": options.min_patients,
+            "patients_with": options.patients_with,
+            "search": options.search,
+            "points": POINTS,
         }
     )
     kept = options.out / "comparison.json"
     if kept.exists() and kept.read_bytes() != mark:
         raise ConfigError(
             f"{options.out}: holds another comparison, of another study or with other --sites, --folds, "
-            "--leave-hospital-out, --seed or --min-patients; choose another folder"
+            "--leave-hospital-out, --seed, --min-patients, --patients-with or --search, or of another version; "
+            "choose another folder"
         )
     if not kept.exists() and options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ConfigError(f"{options.out}: is not empty and is not a comparison; choose another folder")
@@ -142,14 +155,16 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
     Raises:
         ConfigError: a variant that the plan cannot express, a private plan, or a folder with something else.
     """
-    whole = whole_plan(plan, options.folds)
+    whole = restricted(whole_plan(plan, options.folds), options.patients_with)
+    if options.search and options.sensitivity:
+        raise ConfigError("--search chooses the rate that --sensitivity changes; use one of them")
     chosen, left = chosen_variants(whole, options.variants)
     if options.sites is not None:
         site_folders(options.sites)
     _claim(plan, options)
     place = Place(
         whole=whole.model_dump(mode="json"), folders=_folders(plan, options), minimum=options.min_patients,
-        seed=options.seed, out=options.out,
+        seed=options.seed, out=options.out, trials=options.search,
     )  # fmt: skip
     sites, excluded = admitted(place)
     least = 2 if options.leave_hospital_out else 1
@@ -162,12 +177,13 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
     base = [Variant(name="as-planned", kind="base", plan=whole)] if options.sensitivity else []
     points = {v.name: _points(place, v, options.folds, hospitals) for v in (*chosen, *base, *extra)}
     _measure_all([p for each in points.values() for p in each], options)
-    scores = {
-        v.name: scores_of(
-            v.plan, [read_point(p) for p in points[v.name]], pooled=points[v.name][0].hospital is not None
-        )
-        for v in (*chosen, *base, *extra)
-    }
+    read = {name: [read_point(p) for p in each] for name, each in points.items()}
+    pooled = {name: each[0].hospital is not None for name, each in points.items()}
+    scores = {v.name: scores_of(v.plan, read[v.name], pooled=pooled[v.name]) for v in (*chosen, *base, *extra)}
+    entries = judged(chosen, scores)
+    for variant in chosen:
+        for task, groups in within(variant.plan, read[variant.name], pooled=pooled[variant.name]).items():
+            entries[variant.name][task]["within"] = groups
     result = {
         "study": plan.study.name,
         "plan_hash": plan.hash,
@@ -177,11 +193,21 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
             "folds": None if hospitals else options.folds,
             "hospitals": list(sites),
             "seed": options.seed,
+            "patients_with": options.patients_with,
+            "patients": sum(p["test"] for p in read[chosen[0].name]),
+            "search": options.search,
         },
         "excluded": [{"name": n, "why": w} for n, w in excluded.items()],
         "left_out": left,
         "main_task": plan.main_task,
-        "variants": judged(chosen, scores),
+        "variants": entries,
+        "chosen": {
+            v.name: {
+                p.path.stem.partition(".")[2]: r["chosen"] for p, r in zip(points[v.name], read[v.name], strict=True)
+            }
+            for v in chosen
+            if options.search
+        },
         "sanity": {v.name: _plain(scores[v.name]) for v in extra if v.kind == "sanity"},
         "sensitivity": {
             v.name: _beside(scores["as-planned"], scores[v.name]) for v in extra if v.kind == "sensitivity"
@@ -206,6 +232,11 @@ def _beside(base: Mapping[str, Scores], scores: Mapping[str, Scores]) -> dict[st
     return made
 
 
+def _groups_line(entry: Mapping[str, Any]) -> str:
+    found = [(g, e["metric"]) for groups in entry.get("within", {}).values() for g, e in groups.items()]
+    return "".join(f", within {group} {value:.4f}" for group, value in found if value is not None)
+
+
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
     """Every variant's scores as lines for a terminal."""
     lines = []
@@ -215,5 +246,5 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
             bounds = "" if entry["ci"] is None else f" (95 % {entry['ci'][0]:.4f} to {entry['ci'][1]:.4f})"
             p = entry.get("p_corrected")
             test = "" if p is None else f", p {p:.4f} against {entry['against']}"
-            lines.append(f"{name}: {task} {entry['metric_name']} {score}{bounds}{test}")
+            lines.append(f"{name}: {task} {entry['metric_name']} {score}{bounds}{test}{_groups_line(entry)}")
     return lines

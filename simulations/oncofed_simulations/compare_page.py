@@ -52,6 +52,27 @@ def _table(entries: Mapping[str, Mapping[str, Any]]) -> Markup:
     )
 
 
+def _within(entries: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """A table of scores among the patients of each group; empty where the study has no subgroups."""
+    first: Mapping[str, Any] = next(iter(entries.values())).get("within", {})
+    made = []
+    for name, groups in first.items():
+        head = Markup("").join(Markup("<th>{}, {} patients</th>").format(g, e["patients"]) for g, e in groups.items())
+        rows = Markup("").join(
+            Markup("<tr><th scope=row>{}</th>{}</tr>").format(
+                variant,
+                Markup("").join(
+                    Markup("<td>{} ({})</td>").format(show(e["metric"]), _bounds(_score(e)))
+                    for e in entry["within"][name].values()
+                ),
+            )
+            for variant, entry in entries.items()
+        )
+        text = Markup("<h3>Within {}</h3><table><thead><tr><th>variant</th>{}</tr></thead><tbody>{}</tbody></table>")
+        made.append(text.format(name, head, rows))
+    return Markup("").join(made)
+
+
 def _section(title: str, variants: Mapping[str, Mapping[str, Any]]) -> Markup:
     """A table per task of some variants."""
     tasks = dict.fromkeys(t for entries in variants.values() for t in entries)
@@ -63,8 +84,8 @@ def _section(title: str, variants: Mapping[str, Mapping[str, Any]]) -> Markup:
         note = (
             f" Differences and p-values are against {against}, the best single modality, one-tailed." if against else ""
         )
-        text = Markup("<h2>{}: {}</h2><p>{}.{}</p>{}")
-        made.append(text.format(title, task, metric, note, _table(entries)))
+        text = Markup("<h2>{}: {}</h2><p>{}.{}</p>{}{}")
+        made.append(text.format(title, task, metric, note, _table(entries), _within(entries)))
     return Markup("").join(made)
 
 
@@ -79,6 +100,10 @@ def page(result: Mapping[str, Any]) -> str:
     body = _section("Variants", result["variants"])
     body += _section("Sanity: a shuffled label, or the hospital as the answer", result["sanity"])
     body += _section("Sensitivity: rate and batch", result["sensitivity"])
+    with_ = protocol["patients_with"]
+    who = f"{protocol['patients']} patients" + (f" who have {with_.replace(',', ', ')}" if with_ else "")
+    tried = protocol["search"]
+    how = f"{who}. {how}" + (f"; of {tried} settings, the best on each point's training patients" if tried else "")
     left = Markup("").join(Markup("<li>{}: {}</li>").format(n, w) for n, w in result["left_out"].items())
     if left:
         body += Markup("<h2>Variants that the plan cannot express</h2><ul>{}</ul>").format(left)

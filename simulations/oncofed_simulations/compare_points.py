@@ -5,29 +5,34 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_client.cohort import Cohort
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import Source
 from oncofed_server.aggregator import Aggregator, Roster
-from oncofed_shared.errors import OncofedError
+from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, parse
 from oncofed_shared.storage import dump_json, write_whole
+from oncofed_simulations.compare_search import search
+from oncofed_simulations.compare_source import TEST, TRAIN, ComparedSource, InnerSource, hospital_groups
 from oncofed_simulations.compare_variants import HOSPITAL, SHUFFLE
-from oncofed_simulations.consortium import Consortium, open_site
-from oncofed_simulations.exact import Scored, score_patients
+from oncofed_simulations.consortium import Consortium, Run, open_site
+from oncofed_simulations.exact import Scored, metric_of, numbers_of, score_patients
 
-__all__ = ["ComparedSource", "Place", "Point", "admitted", "measure", "read_point"]
+__all__ = ["Place", "Point", "admitted", "measure", "read_point"]
 
-TEST = 2
+SUMMING = {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
+"""Rules that read nothing but the mean of the sites' steps."""
+INNER = 3
+"""Parts of the training patients in a search, each held out once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,7 @@ class Place:
         whole: content of the plan that says who takes part and who is in which fold.
         folders: of the hospitals, by name.
         minimum: fewest patients of a site, in place of its policy.
+        trials: of a search on the training patients of each point; 0 for none.
     """
 
     whole: dict[str, Any]
@@ -45,6 +51,7 @@ class Place:
     minimum: int | None
     seed: int
     out: Path
+    trials: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,92 +65,29 @@ class Point:
     hospital: str | None = None
 
     @property
+    def trial(self) -> Trial:
+        """Who trains and who is tested, and the first values of the network."""
+        return Trial(seed=self.place.seed, fold=self.fold)
+
+    @property
     def path(self) -> Path:
         """Where the point is kept."""
         part = f"fold-{self.fold}" if self.hospital is None else f"hospital-{self.hospital}"
         return self.place.out / "points" / f"{self.name}.{part}.json"
 
 
-class ComparedSource:
-    """A hospital read by the whole plan, so that every variant has the same patients in the same parts.
-
-    Args:
-        held_out: whether all its patients are tested; without it they are in folds.
-        spread: whether there are folds; without them everybody else trains.
-        task: `label-shuffle` permutes the labels of training patients; `predict-hospital` gives everybody `number`.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        whole: Plan,
-        *,
-        held_out: bool = False,
-        spread: bool = True,
-        task: str = "",
-        number: int = 0,
-    ) -> None:
-        self.source, self.whole, self.held_out, self.spread = source, whole, held_out, spread
-        self.task, self.number = task, number
-        self._made: dict[str, tuple[Cohort, Cohort]] = {}
-        self.trial = Trial(seed=0)
-
-    @property
-    def name(self) -> str:
-        """The site's name."""
-        return self.source.name
-
-    def cohort(self, plan: Plan) -> Cohort:
-        """The whole plan's patients with the modalities of this one."""
-        read = self.source.cohort(self.whole)
-        known = self._made.get(plan.hash)
-        if known is None or known[0] is not read:
-            known = self._made[plan.hash] = (read, self._changed(plan, read))
-        return known[1]
-
-    def _changed(self, plan: Plan, cohort: Cohort) -> Cohort:
-        labels = cohort.labels
-        if self.task == HOSPITAL:
-            labels = {t: np.full(len(cohort.patients), self.number) for t in plan.tasks}
-        elif self.task == SHUFFLE:
-            rng = np.random.default_rng([self.trial.seed, self.trial.fold + 1, *self.name.encode()])
-            rows = np.flatnonzero(self._parts(cohort) == 0)
-            order = rng.permutation(rows)
-            labels = {t: v.copy() for t, v in labels.items()}
-            for values in labels.values():
-                values[rows] = values[order]
-        return replace(
-            cohort,
-            values={m: cohort.values[m] for m in plan.modalities},
-            columns={m: cohort.columns[m] for m in plan.modalities},
-            labels=labels,
-        )
-
-    def _parts(self, cohort: Cohort) -> NDArray[np.int64]:
-        if self.held_out or not self.spread:
-            return np.full(len(cohort.patients), TEST if self.held_out else 0, dtype=np.int64)
-        return self.source.split(self.whole, cohort, self.trial)
-
-    def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
-        """Part of each patient: that of the whole plan."""
-        del plan, cohort, trial
-        return self._parts(self.source.cohort(self.whole))
-
-
-def admitted(place: Place) -> tuple[dict[str, Site], dict[str, str]]:
-    """Open the hospitals; those that say no or cannot be read are left out.
-
-    Returns:
-        The sites by name, and the others with the reason.
-    """
-    whole, scratch = parse(place.whole), Scratch()
+@lru_cache(maxsize=2)
+def _opened(key: bytes) -> tuple[dict[str, Site], dict[str, str]]:
+    """The hospitals of a place, read once in a process; consent is still asked at every use."""
+    content = json.loads(key)
+    whole, scratch = parse(content["whole"]), Scratch()
     sites: dict[str, Site] = {}
     excluded: dict[str, str] = {}
-    for name, folder in place.folders.items():
+    for name, folder in content["folders"].items():
         try:
-            state = place.out / "sites" / name
-            site = open_site(folder, whole, state=state, minimum=place.minimum, scratch=scratch)
-            site.admit(whole, Trial(seed=place.seed, fold=0))
+            state = Path(content["out"]) / "sites" / name
+            site = open_site(Path(folder), whole, state=state, minimum=content["minimum"], scratch=scratch)
+            site.admit(whole, Trial(seed=content["seed"], fold=0))
         except OncofedError as error:
             excluded[name] = "; ".join(error.problems[:3])
             continue
@@ -151,44 +95,118 @@ def admitted(place: Place) -> tuple[dict[str, Site], dict[str, str]]:
     return sites, excluded
 
 
-def _sites(point: Point, plan: Plan) -> dict[str, Site]:
+def admitted(place: Place) -> tuple[dict[str, Site], dict[str, str]]:
+    """Open the hospitals; those that say no or cannot be read are left out. A process reads each of them once.
+
+    Returns:
+        The sites by name, and the others with the reason.
+    """
+    content = {f.name: getattr(place, f.name) for f in fields(place)}
+    content |= {"folders": {n: str(f) for n, f in place.folders.items()}, "out": str(place.out)}
+    return _opened(dump_json(content))
+
+
+def _sources(point: Point) -> dict[str, ComparedSource]:
     whole, opened = parse(point.place.whole), admitted(point.place)[0]
     made = {}
     for number, (name, site) in enumerate(opened.items()):
         task = point.name if point.name in {SHUFFLE, HOSPITAL} else ""
-        source = ComparedSource(
+        made[name] = ComparedSource(
             site.source, whole, held_out=name == point.hospital, spread=point.hospital is None, task=task, number=number
         )
-        source.trial = Trial(seed=point.place.seed, fold=point.fold)
-        made[name] = Site(source, {plan.hash: plan}, minimum_cohort=1)
+        made[name].trial = point.trial
     return made
 
 
-def measure(point: Point) -> None:
-    """Train a point over its hospitals and write its test patients' predictions and labels down, without their ids."""
-    plan = parse(point.plan)
-    sites = _sites(point, plan)
-    trained = {n: s for n, s in sites.items() if n != point.hospital}
-    tested = sites if point.hospital is None else {point.hospital: sites[point.hospital]}
+def _steps_of_pooled(plan: Plan) -> bool:
+    """Whether the federation takes the very steps of pooled training, but for draws of dropout: one step of everybody a round."""
+    training, strategy = plan.training, plan.strategy
+    whole = training.local_steps == 1 and training.batch == "all" and training.optimiser == "sgd"
+    return whole and strategy.name in SUMMING and strategy.participation == 1 and not strategy.local
+
+
+def _run(
+    point: Point, plan: Plan, trained: Mapping[str, Source], tested: Mapping[str, Source], *, pooled: bool = False
+) -> tuple[Scored, Run]:
+    """Train one federation, or all its patients in one place, and predict for test patients of its hospitals or of others."""
     work = point.place.out / "work" / point.path.stem
     shutil.rmtree(work, ignore_errors=True)
-    trial = Trial(seed=point.place.seed, fold=point.fold)
-    run = Consortium(plan=plan, sites=trained, externals={}, store=work).federated(trial)
+    sites = {n: Site(s, {plan.hash: plan}, minimum_cohort=1) for n, s in {**trained, **tested}.items()}
+    members = {n: sites[n] for n in trained}
+    consortium = Consortium(plan=plan, sites=members, externals={}, store=work)
+    run = consortium.pooled(point.trial) if pooled else consortium.federated(point.trial)
     scored: Scored = {}
-    score_patients(tested, run, scored)
-    aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), trial, session="", state=run.state)
-    parts = [s.source.split(plan, s.source.cohort(plan), trial) for s in sites.values()]
+    score_patients({n: sites[n] for n in tested}, run, scored)
+    shutil.rmtree(work, ignore_errors=True)
+    return scored, run
+
+
+def _inner_score(point: Point, plan: Plan, sources: Mapping[str, ComparedSource]) -> float | None:
+    """A plan's score on training patients of a point, each held out once: as the point holds out, patients or hospitals.
+
+    Where a federation takes the steps of pooled training it is trained pooled, which makes the same model many times as fast.
+    """
+    task, parts = plan.main_task, []
+    sizes = {n: int((s.split(plan, s.cohort(plan), point.trial) == TRAIN).sum()) for n, s in sources.items()}
+    folds = min(INNER, len(sources)) if point.hospital is not None else 1
+    groups = hospital_groups(sizes, folds) if folds > 1 else {}
+    folds = folds if groups else INNER
+    for fold in range(folds):
+        inner = {n: InnerSource(s, fold=fold, folds=folds, group=groups.get(n)) for n, s in sources.items()}
+        trained = {n: s for n, s in inner.items() if groups.get(n) != fold or not groups}
+        try:
+            tested = {n: s for n, s in inner.items() if groups.get(n, fold) == fold}
+            scored, _ = _run(point, plan, trained, tested, pooled=_steps_of_pooled(plan))
+        except RemoteProtocolError:
+            # Settings with which training diverges.
+            return None
+        parts.append(tuple(np.concatenate(values) for values in scored[task]))
+    name = metric_of(plan, task)
+    if groups:
+        shown, labels = (np.concatenate([p[i] for p in parts]) for i in (0, 1))
+        return numbers_of(plan, task, shown, labels).get(name)
+    known = [numbers_of(plan, task, shown, labels).get(name) for shown, labels in parts]
+    return float(np.mean([k for k in known if k is not None])) if any(k is not None for k in known) else None
+
+
+def measure(point: Point) -> None:
+    """Train a point over its hospitals and write its test patients' predictions and labels down, without their ids.
+
+    With a search, settings are chosen before, on training patients alone.
+
+    Guarantees:
+        - A search sees no test patient: neither of the point's fold nor of its held-out hospital.
+    """
+    plan, sources = parse(point.plan), _sources(point)
+    trained: dict[str, ComparedSource] = {n: s for n, s in sources.items() if n != point.hospital}
+    found = None
+    if point.place.trials and point.name not in {SHUFFLE, HOSPITAL}:
+        found = search(
+            plan, trials=point.place.trials, seed=point.place.seed, score=lambda p: _inner_score(point, p, trained)
+        )
+        plan = found.plan
+    tested = sources if point.hospital is None else {point.hospital: sources[point.hospital]}
+    scored, run = _run(point, plan, trained, tested)
+    aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), point.trial, session="", state=run.state)
+    parts = {n: s.split(plan, s.cohort(plan), point.trial) for n, s in sources.items()}
+    asked = {n: s for n, s in tested.items() if n not in run.state.excluded}
     content = {
         "parameters": int(sum(a.size for a in aggregator.parameters().values())),
-        "train": int(sum((p == 0).sum() for p in parts)),
-        "test": int(sum((p == TEST).sum() for p in parts)),
+        "train": int(sum((p == TRAIN).sum() for p in parts.values())),
+        "test": int(sum((p == TEST).sum() for p in parts.values())),
         "tasks": {
             task: {"predictions": np.concatenate(shown).tolist(), "labels": _listed(np.concatenate(labels))}
             for task, (shown, labels) in scored.items()
         },
+        "groups": {
+            group: np.concatenate(
+                [s.cohort(plan).subgroups[group][parts[n] == TEST] for n, s in asked.items()]
+            ).tolist()
+            for group in plan.evaluation.subgroups
+        },
+        "chosen": None if found is None else {"values": found.values, "inner": found.score, "planned": found.planned},
     }
     write_whole(point.path, dump_json(content), private=True)
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _listed(labels: NDArray[Any]) -> list[Any]:
@@ -204,4 +222,5 @@ def read_point(point: Point) -> Mapping[str, Any]:
     for task in content["tasks"].values():
         task["predictions"] = np.array(task["predictions"], float)
         task["labels"] = np.array(task["labels"], float)
+    content["groups"] = {name: np.array(members, int) for name, members in content["groups"].items()}
     return content

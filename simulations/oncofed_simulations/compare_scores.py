@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_shared.plan import Plan, SurvivalTask
+from oncofed_shared.plan import Plan
 from oncofed_simulations.compare_statistics import Estimate, holm, jackknife, over_folds
 from oncofed_simulations.compare_variants import Variant
-from oncofed_simulations.exact import numbers_of
+from oncofed_simulations.exact import metric_of, numbers_of
 
-__all__ = ["Scores", "judged", "scores_of"]
+__all__ = ["Scores", "judged", "scores_of", "within"]
 
 Numbers = NDArray[np.float64]
 
@@ -83,18 +83,23 @@ class Scores:
         }
 
 
-def scores_of(plan: Plan, points: Sequence[Mapping[str, Any]], *, pooled: bool) -> dict[str, Scores]:
+def scores_of(
+    plan: Plan, points: Sequence[Mapping[str, Any]], *, pooled: bool, group: tuple[str, int] | None = None
+) -> dict[str, Scores]:
     """Score a variant's points, per task.
 
     Args:
         plan: the variant's.
         points: as `read_point` gives them, one per fold or hospital.
         pooled: score all held-out patients together.
+        group: a subgroup and the number of its group, where only that one's patients count.
     """
     made = {}
     for task in plan.task_names:
-        name = "c_index" if isinstance(plan.tasks[task], SurvivalTask) else "auc"
-        parts = [(p["tasks"][task]["predictions"], p["tasks"][task]["labels"]) for p in points]
+        name = metric_of(plan, task)
+        rows = [slice(None) if group is None else p["groups"][group[0]] == group[1] for p in points]
+        found = [p["tasks"][task] for p in points]
+        parts = [(f["predictions"][r], f["labels"][r]) for f, r in zip(found, rows, strict=True)]
 
         def score(chosen: Sequence[tuple[Numbers, Numbers]], task: str = task, name: str = name) -> float | None:
             shown, labels = (np.concatenate([c[i] for c in chosen]) for i in (0, 1))
@@ -121,6 +126,17 @@ def _labelled(labels: Numbers) -> int:
     return int(known.sum())
 
 
+def within(plan: Plan, points: Sequence[Mapping[str, Any]], *, pooled: bool) -> dict[str, dict[str, dict[str, Any]]]:
+    """Scores among the patients of each group of each subgroup, by task: {task: {subgroup: {group: entry}}}."""
+    made: dict[str, dict[str, dict[str, Any]]] = {t: {} for t in plan.task_names}
+    for name, subgroup in plan.evaluation.subgroups.items():
+        for number, group in enumerate(subgroup.groups):
+            for task, scores in scores_of(plan, points, pooled=pooled, group=(name, number)).items():
+                entry = {k: v for k, v in scores.entry().items() if k in {"metric", "metric_name", "ci"}}
+                made[task].setdefault(name, {})[group] = entry | {"patients": sum(scores.sizes)}
+    return made
+
+
 def judged(variants: Sequence[Variant], scores: Mapping[str, Mapping[str, Scores]]) -> dict[str, dict[str, Any]]:
     """Every variant's scores, those of joined modalities tested one-tailed against the best single modality.
 
@@ -140,6 +156,7 @@ def judged(variants: Sequence[Variant], scores: Mapping[str, Mapping[str, Scores
                 "against": None,
                 "difference": None,
                 "difference_ci": None,
+                "detectable": None,
                 "p_ttest": None,
                 "p_corrected": None,
                 "p_holm": None,
@@ -154,6 +171,7 @@ def judged(variants: Sequence[Variant], scores: Mapping[str, Mapping[str, Scores
                 "against": best,
                 "difference": found.value,
                 "difference_ci": list(found.interval()),
+                "detectable": found.detectable(),
                 "p_ttest": found.p(corrected=False),
                 "p_corrected": tested[variant.name],
             }

@@ -18,6 +18,7 @@ from scipy import stats
 __all__ = ["Estimate", "holm", "jackknife", "over_folds"]
 
 LEVEL = 0.95
+ALPHA, POWER = 0.05, 0.8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,11 @@ class Estimate:
         if spread == 0:
             return 0.5 if self.value == 0 else float(self.value < 0)
         return float(stats.t.sf(self.value / spread, self.freedom))
+
+    def detectable(self) -> float:
+        """The difference that this test would have found four times in five, at 5 % and one-tailed, by the corrected variance."""
+        spread = math.sqrt(self.variance * self.factor)
+        return spread * float(stats.t.ppf(1 - ALPHA, self.freedom) + stats.t.ppf(POWER, self.freedom))
 
     def interval(self) -> tuple[float, float]:
         """The 95 % interval, by the corrected variance."""

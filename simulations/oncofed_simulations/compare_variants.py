@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import ModelSettings, NoPrivacy, Plan, parse, side_of
+from oncofed_shared.plan import NoPrivacy, Plan, parse, side_of
+from oncofed_shared.plan_sizes import Fusion
 
 __all__ = [
     "FUSIONS",
@@ -15,12 +16,14 @@ __all__ = [
     "SHUFFLE",
     "Variant",
     "chosen_variants",
+    "restricted",
     "sanity_variants",
     "sensitivity_variants",
     "whole_plan",
 ]
 
-FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer", "two_way")
+FUSIONS: tuple[str, ...] = tuple(sorted(get_args(Fusion), key=lambda f: f == "transformer"))
+"""Every fusion that a plan may have, the default one last."""
 LINEAR, GENOMICS = "linear", "genomics"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
@@ -61,10 +64,24 @@ def whole_plan(plan: Plan, folds: int) -> Plan:
     return _changed(plan, {"evaluation": evaluation})
 
 
+def restricted(plan: Plan, text: str) -> Plan:
+    """The plan for patients who have all the modalities that `--patients-with` names; nobody is left out for no name.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    unknown = [n for n in names if n not in plan.modalities]
+    if unknown:
+        raise ConfigError(f"--patients-with {text}: no modality '{unknown[0]}'; there are {', '.join(plan.modalities)}")
+    modalities = plan.model_dump(mode="json")["modalities"]
+    return _changed(plan, {"modalities": modalities | {n: modalities[n] | {"required": True} for n in names}})
+
+
 def _groups(plan: Plan) -> dict[str, tuple[str, ...]]:
     """Modalities of each single variant."""
-    genes = tuple(m for m in plan.modalities if m not in NOT_GENES)
-    made = {m: (m,) for m in plan.modalities if m in NOT_GENES or len(genes) > 1}
+    genes = tuple(m for m, s in plan.modalities.items() if m not in NOT_GENES and s.encoder != "cnn")
+    made = {m: (m,) for m in plan.modalities if m not in genes or len(genes) > 1}
     return made | ({GENOMICS: genes} if genes else {})
 
 
@@ -81,10 +98,8 @@ def _model(plan: Plan, **changes: object) -> Plan:
 
 
 def _fused(plan: Plan, name: str) -> Plan:
-    if name == "transformer" and "fusion" not in ModelSettings.model_fields:
-        if not plan.model.layers:
-            raise ConfigError("model.layers: is 0, so there is no transformer")
-        return plan
+    if name == "transformer" and not plan.model.layers:
+        raise ConfigError("model.layers: is 0, so there is no transformer")
     return _model(plan, fusion=name)
 
 

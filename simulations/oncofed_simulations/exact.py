@@ -21,7 +21,7 @@ from oncofed_shared.network import build
 from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_simulations.consortium import Run
 
-__all__ = ["Scored", "exact_numbers", "numbers_of", "score_patients"]
+__all__ = ["Scored", "exact_numbers", "metric_of", "numbers_of", "score_patients"]
 
 Values = NDArray[np.float64]
 Scored = dict[str, tuple[list[Values], list[Values]]]
@@ -49,6 +49,11 @@ def score_patients(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
             both = scored.setdefault(task, ([], []))
             both[0].append(prediction)
             both[1].append(cohort.labels[task][rows])
+
+
+def metric_of(plan: Plan, task_name: str) -> str:
+    """Name of the metric by which models of a task are compared."""
+    return "c_index" if isinstance(plan.tasks[task_name], SurvivalTask) else "auc"
 
 
 def numbers_of(plan: Plan, task_name: str, predictions: Values, labels: Values) -> dict[str, float]:

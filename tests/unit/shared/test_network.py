@@ -65,6 +65,7 @@ PLANS = {
     "no linear path": plan_of(linear_path=False, block_scaling=False),
     "one token": plan_of(genes="one"),
     "a token per column": plan_of(genes="columns", heads=4),
+    "presence on the linear path": plan_of(presence=0.5, hazards="free"),
     "more parts than columns": plan_of(genes=9),
     **{fusion: plan_of(fusion=fusion, hazards="free") for fusion in JOINS},
     "two ways": plan_of(fusion="two_way", hazards="free"),
@@ -374,6 +375,44 @@ def test_a_modality_of_many_columns_weighs_as_much_on_the_linear_path_as_one_of_
     logits = network(one, torch.ones(WIDTH, WIDTH))["two"][:, 0]
     expected = torch.tensor([4**-0.5] * 4 + [5**-0.5] * 5 + [3**-0.5] * 3)
     torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("scaling", [True, False])
+def test_emphasis_is_a_factor_on_a_modality_s_columns(scaling: bool) -> None:
+    content = plan_of({"two": TWO}, block_scaling=scaling).model_dump(mode="json")
+    content["modalities"]["genes"]["emphasis"] = 3.0
+    plain, more = plan_of({"two": TWO}, block_scaling=scaling), parse(content)
+    factors = torch.ones(WIDTH)
+    factors[4:9] = 3
+    values, seen = torch.randn(6, WIDTH), (torch.rand(6, WIDTH) > 0.3).float()
+    torch.testing.assert_close(lively(more)(values, seen)["two"], lively(plain)(values * factors, seen)["two"])
+
+
+def test_presence_adds_a_number_for_each_modality_that_is_there() -> None:
+    plan = plan_of({"two": TWO}, layers=0, presence=0.5)
+    network = build(plan, COLUMNS, 0)
+    assert network.linear is not None
+    assert network.linear.weight.shape == (1, WIDTH + 3)
+    with torch.no_grad():
+        network.linear.weight[0, :3] = torch.tensor([1.0, 10.0, 100.0])
+    seen = torch.zeros(3, WIDTH)
+    seen[1, 5], seen[2, 0], seen[2, 11] = 1, 1, 1
+    shown = network(torch.zeros(3, WIDTH), seen)["two"][:, 0]
+    torch.testing.assert_close(shown, torch.tensor([0.0, 5.0, 50.5]))
+
+
+def test_what_is_not_used_leaves_a_plan_s_hash_as_it_was() -> None:
+    assert b"presence" not in plan_of().canonical
+    assert b"emphasis" not in plan_of().canonical
+    assert plan_of(presence=0).hash == plan_of().hash != plan_of(presence=1).hash
+    assert parse(plan_of(presence=1).model_dump(mode="json")).hash == plan_of(presence=1).hash
+
+
+def test_presence_without_a_linear_path_is_refused() -> None:
+    with pytest.raises(ConfigError, match="linear_path is false"):
+        plan_of(linear_path=False, presence=1)
+    with pytest.raises(ConfigError, match="presence"):
+        plan_of(presence=-1)
 
 
 @pytest.mark.parametrize("name", ["type", "train", "keys", "forward", "half", "weight", "os 5 y", "_".join("abc")])

@@ -160,6 +160,7 @@ PATCH = {"size": [4, 4, 4], "window": [0, 1]}
         ),
         ({"encoder": "mlp", "patterns": ["*"]}, "scan.encoder: Input should be 'linear'"),
         ({"patch": {"ct": PATCH}}, "scan.patterns: give either columns or patterns"),
+        ({"encoder": "cnn", "patch": {"ct": PATCH}, "emphasis": 2}, "scan.emphasis: is a factor on columns"),
     ],
 )
 def test_what_an_encoder_cannot_read_is_refused(scan: dict[str, Any], message: str) -> None:
