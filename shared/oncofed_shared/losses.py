@@ -73,15 +73,26 @@ def targets(
     return made
 
 
+def _focal(plan: Plan, loss: Tensor) -> Tensor:
+    """(1 - p)^gamma x the cross-entropy -log p of what is true (Lin et al. 2017, eq. 4); the cross-entropy without gamma."""
+    gamma = plan.training.gamma
+    if not gamma:
+        return loss
+    # 1 - p from -log p without cancellation, and never 0, at which a power below 1 has no gradient.
+    return loss * (-torch.expm1(-loss)).clamp(min=torch.finfo(loss.dtype).tiny) ** gamma
+
+
 def patient_losses(plan: Plan, logits: Mapping[str, Tensor], goals: Mapping[str, Target]) -> Tensor:
     """Loss of each patient, (n,): the plan's weighted sum over the tasks for which he has a label."""
     total: Tensor | None = None
     for name, task in sorted(plan.tasks.items()):
         out, target = logits[name], goals[name]
         if isinstance(task, ClassificationTask) and len(task.classes) > 2:
-            loss = F.cross_entropy(out, target.goal, reduction="none") * target.weight
+            loss = _focal(plan, F.cross_entropy(out, target.goal, reduction="none")) * target.weight
         else:
             each = F.binary_cross_entropy_with_logits(out, target.goal, reduction="none")
+            if isinstance(task, ClassificationTask):
+                each = _focal(plan, each)
             weight = target.weight if target.weight.dim() == 2 else target.weight[:, None]
             loss = (each * weight).sum(dim=1)
         total = task.weight * loss if total is None else total + task.weight * loss

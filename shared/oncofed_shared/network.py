@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Columns
+from oncofed_shared.modality_dropout import ModalityDropout
 from oncofed_shared.network_fusion import JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
 from oncofed_shared.plan import Modality, Plan, SurvivalTask, Task, compile_pattern
 
@@ -126,6 +127,7 @@ class FusionNetwork(nn.Module):
         self.tasks = dict(sorted(plan.tasks.items()))
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
+        self.modality_dropout = ModalityDropout(training.modality_dropout, [len(c) for _, c in sorted(columns.items())])
         total = sum(len(c) for c in columns.values())
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
         blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
@@ -215,6 +217,7 @@ class FusionNetwork(nn.Module):
         Returns:
             Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
         """
+        seen = self.modality_dropout(seen)
         # Chosen, not multiplied: 0 times an infinite value is not 0.
         values = self.input_dropout(torch.where(seen > 0, values, 0))
         if self.block is not None:

@@ -141,6 +141,8 @@ class Plan(Frozen):
                 problems.append(f".class_weights.{name}: not a classification task")
             elif len(values) != len(task.classes):
                 problems.append(f".class_weights.{name}: {len(values)} weights for {len(task.classes)} classes")
+        if training.loss == "focal" and tasks and not any(isinstance(t, ClassificationTask) for t in tasks.values()):
+            problems.append(".loss: 'focal' is of classifications, and the study has none")
         if problems:
             raise ValueError("\n".join(problems))
         return training

@@ -164,8 +164,8 @@ def _training(training: Training) -> Iterator[str]:
         yield "/training.batch: must be 'all' with privacy, because privacy.sampling_rate decides who enters a step"
     if training.class_weights == "balanced":
         yield "/training.class_weights: 'balanced' counts patients; with privacy give the weights, or 'none'"
-    for key, share in (("dropout", training.dropout), ("input_dropout", training.input_dropout)):
-        if share:
+    for key in ("dropout", "input_dropout", "modality_dropout"):
+        if getattr(training, key):
             yield (
                 f"/training.{key}: must be 0 with privacy: it is drawn for a batch, so a patient's gradient would depend on who "
                 "else is in it"
