@@ -118,7 +118,8 @@ def test_a_reference_says_which_words_a_key_may_have(page, section, model):
 
 
 def test_every_model_of_a_file_has_its_table():
-    made = {m for module in (plan, settings) for m in vars(module).values() if isinstance(m, type)}
+    modules = (plan, plan_imaging, settings)
+    made = {m for module in modules for m in vars(module).values() if isinstance(m, type)}
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
     documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}
     # [genomics] has its own page and its own test.
