@@ -117,6 +117,7 @@ class FusionNetwork(nn.Module):
             reads all columns at once, the first one does, with the shares that were observed.
         linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
             baseline for everybody.
+        reads: numbers that it reads of a patient.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
         baselines: per task, by name, the bias of each output or interval.
     """
@@ -137,6 +138,7 @@ class FusionNetwork(nn.Module):
             nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
             for n, t in self.tasks.items()
         )
+        self.reads = total
         self.deep = model.layers > 0
         if self.deep:
             self._build_tokens(plan, columns)

@@ -8,7 +8,18 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["Distinct", "Fraction", "Interval", "Key", "Name", "NonNegative", "Positive", "ascending", "distinct", "without_later"]
+__all__ = [
+    "Distinct",
+    "Fraction",
+    "Interval",
+    "Key",
+    "Name",
+    "NonNegative",
+    "Positive",
+    "ascending",
+    "distinct",
+    "without_later",
+]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+ -]{0,63}$")]

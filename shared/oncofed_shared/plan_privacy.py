@@ -216,6 +216,11 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     if privacy.noise == "consortium":
         found += _summed(plan["training"]) if "training" in plan else ()
         found += _asked(plan["strategy"]) if "strategy" in plan else ()
+    if "strategy" in plan and plan["strategy"].average == "holders" and plan["strategy"].holders is None:
+        found.append(
+            "/strategy.holders: is missing; with privacy nobody says who has what, and average = 'holders' needs the shares "
+            "as constants of the plan"
+        )
     if "evaluation" in plan:
         found += _evaluation(plan["evaluation"])
     return found

@@ -104,6 +104,10 @@ class Strategy(Frozen):
             Flower 1.41 does it.
         mu: strength of FedProx's pull towards the global model.
         q: how much q-FedAvg favours sites with a high loss; 0 is FedAvg.
+        average: `holders` takes the mean of a modality's own parameters over the patients of those sites that have it; see
+            `holders`.
+        holders: under privacy, per modality the share of the training patients whose site has it, a public constant; 1 where it
+            is not given.
     """
 
     name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold", "qfedavg"] = "fedavg"
@@ -118,6 +122,29 @@ class Strategy(Frozen):
     bias_correction: Literal["adam", "none", "flower"] | None = None
     mu: NonNegative | None = None
     q: NonNegative | None = None
+    average: Literal["patients", "holders"] = "patients"
+    holders: dict[Key, Annotated[float, Field(gt=0, le=1)]] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), {"average": "patients", "holders": None})
+
+    @field_validator("average")
+    @classmethod
+    def _averages(cls, average: str, info: ValidationInfo) -> str:
+        name = info.data.get("name")
+        if average == "holders" and name in {"scaffold", "qfedavg"}:
+            message = f"'holders' goes with rules that step along a mean over patients, and {name} does not"
+            raise ValueError(message)
+        return average
+
+    @field_validator("holders")
+    @classmethod
+    def _shares(cls, holders: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        if holders is not None and info.data.get("average") != "holders":
+            message = "is of average = 'holders'; remove it, or ask for that average"
+            raise ValueError(message)
+        return holders
 
     @field_validator("local")
     @classmethod
