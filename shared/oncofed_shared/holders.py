@@ -23,6 +23,7 @@ __all__ = ["constant_behind", "has_modalities", "patients_behind", "sent_counts"
 Flat = NDArray[np.float64]
 INVENTED = 6
 """Invented patients from whom it is read what belongs to whom: several, because one may leave half of a layer at rest."""
+HALF = 0.5
 _OWNERS: WeakKeyDictionary[FusionNetwork, NDArray[np.int64]] = WeakKeyDictionary()
 
 
@@ -58,7 +59,9 @@ def _owners(network: FusionNetwork) -> NDArray[np.int64]:
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
     member = trial.modality_dropout.member.to(torch.float64)
     values = torch.randn(INVENTED, trial.reads, generator=generator, dtype=torch.float64)
-    full = torch.ones(INVENTED, len(member), dtype=torch.float64)
+    full = (torch.rand(INVENTED, len(member), generator=generator) < HALF).to(torch.float64)
+    # The first patient has everything; gaps in the others' modalities are read too.
+    full[0] = 1
     everything = _moved(trial, values, full, generator)
     owners, claims = np.full(len(everything), -1), np.zeros(len(everything), dtype=np.int64)
     for place in range(member.shape[1]):
