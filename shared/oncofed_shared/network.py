@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
 from oncofed_shared.errors import ConfigError
+from oncofed_shared.heads import baseline_width, first_baseline, joined, outputs
 from oncofed_shared.messages import Columns
 from oncofed_shared.modality_dropout import ModalityDropout
 from oncofed_shared.network_fusion import JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
-from oncofed_shared.plan import Modality, Plan, SurvivalTask, Task, compile_pattern
+from oncofed_shared.plan import Modality, Plan, compile_pattern
 
-__all__ = ["FusionNetwork", "build", "outputs", "token_columns"]
+__all__ = ["FusionNetwork", "build", "token_columns"]
 
 
 def token_columns(columns: Columns, modalities: Mapping[str, Modality]) -> dict[str, list[int]]:
@@ -55,17 +56,6 @@ def token_columns(columns: Columns, modalities: Mapping[str, Modality]) -> dict[
                 )
                 tokens.setdefault(f"{name}.{family}", []).append(index)
     return tokens
-
-
-def outputs(task: Task, *, proportional: bool) -> int:
-    """Numbers that a head gives: one logit for two classes, one per class otherwise; one risk, or one per interval."""
-    if isinstance(task, SurvivalTask):
-        return 1 if proportional else task.intervals
-    return 1 if len(task.classes) == 2 else len(task.classes)
-
-
-FIRST_HAZARD = -2.0
-"""Logit of an interval's hazard before training, 12 %: nearer to what cohorts show than one half is."""
 
 
 class _Attention(nn.Module):
@@ -134,10 +124,7 @@ class FusionNetwork(nn.Module):
         blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
         self.block = torch.tensor(blocks) if model.block_scaling else None
         # A list, because a task may have any name, and a module's attributes may not.
-        self.baselines = nn.ModuleList(
-            nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
-            for n, t in self.tasks.items()
-        )
+        self.baselines = nn.ModuleList(nn.Linear(1, baseline_width(t), bias=False) for t in self.tasks.values())
         self.reads = total
         self.deep = model.layers > 0
         if self.deep:
@@ -194,8 +181,8 @@ class FusionNetwork(nn.Module):
         if self.deep and self.transformer:
             nn.init.zeros_(self.heads.weight)
         for task, baseline in zip(self.tasks.values(), self.baselines, strict=True):
-            first = FIRST_HAZARD if isinstance(task, SurvivalTask) else 0.0
-            nn.init.constant_(baseline.get_parameter("weight"), first)
+            with torch.no_grad():
+                baseline.get_parameter("weight").copy_(first_baseline(task))
 
     @property
     def vector(self) -> Tensor:
@@ -217,7 +204,7 @@ class FusionNetwork(nn.Module):
             seen: (n, columns), 1 where observed.
 
         Returns:
-            Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
+            Per task a head's logits, (n, `heads.baseline_width`).
         """
         seen = self.modality_dropout(seen)
         # Chosen, not multiplied: 0 times an infinite value is not 0.
@@ -232,7 +219,8 @@ class FusionNetwork(nn.Module):
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
         return {
-            name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
+            name: joined(task, part, baseline(one))
+            for (name, task), part, baseline in zip(self.tasks.items(), split, self.baselines, strict=True)
         }
 
     def _tokens(self, values: Tensor, shares: Tensor) -> Tensor:

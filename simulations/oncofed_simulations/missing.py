@@ -282,6 +282,7 @@ def table(result: Mapping[str, Any]) -> str:
 @app.command()
 def main(
     study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.", readable=False)],
+    *,
     folds: Annotated[int, typer.Option(min=2, max=20, help="Folds of patients.")] = 5,
     seed: Annotated[int, typer.Option(min=0, help="Of the folds and the training.")] = 0,
     modality_dropout: Annotated[float, typer.Option(min=0, max=0.95, help="In place of the study's.")] = 0.0,

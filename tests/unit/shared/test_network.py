@@ -14,9 +14,10 @@ from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from oncofed_shared.heads import FIRST_HAZARD, outputs
 from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Columns
-from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, _Attention, build, outputs, token_columns
+from oncofed_shared.network import FusionNetwork, _Attention, build, token_columns
 from oncofed_shared.network_fusion import JOINS
 from oncofed_shared.plan import Plan, parse
 
