@@ -44,6 +44,9 @@ FILE_NAME = "report.html"
 def _predicted(task: TaskView) -> str:
     """What a calibration plot is about."""
     horizon, classes = number(task.plan.get("horizon")), listing(task.plan.get("classes"))
+    causes = listing(task.plan.get("causes"))
+    if horizon is not None and causes:
+        return f"Incidence of {causes[0]} by day {horizon:g}"
     if horizon is not None:
         return f"Risk by day {horizon:g}"
     return f"Probability of {classes[1]}" if len(classes) == 2 else "Probability"
@@ -56,9 +59,11 @@ def _figures(study: Study, task: TaskView) -> list[tuple[str, str, Markup]]:
         ("ROC curve", "The further to the upper left, the better.", charts.roc(task, names))
     ]
     for arm in ("federated", "pooled", "reference"):
-        title = f"Survival by risk group: {names[arm]}"
-        caption = "Kaplan-Meier curves of test patients in thirds of predicted risk."
-        if arm != "pooled" or not mapping(task.figures.get("federated")).get("km"):
+        cause = mapping(task.figures.get(arm)).get("cause")
+        title = f"{f'Incidence of {cause}' if cause else 'Survival'} by risk group: {names[arm]}"
+        curves = "Aalen-Johansen" if cause else "Kaplan-Meier"
+        caption = f"{curves} curves of test patients in thirds of predicted risk."
+        if arm != "pooled" or not {"km", "incidence"} & set(mapping(task.figures.get("federated"))):
             found.append((title, caption, charts.kaplan_meier(task, arm, names[arm])))
     caption = f"{_predicted(task)}. On the diagonal a prediction means what it says."
     compared = {a: n for a, n in names.items() if a != "pooled"}

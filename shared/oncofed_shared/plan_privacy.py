@@ -211,6 +211,11 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     found: list[str] = []
     for name, modality in (plan.get("modalities") or {}).items():
         found += _scaling(name, modality)
+    found += [
+        f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
+        for name, task in (plan.get("tasks") or {}).items()
+        if task.kind == "survival" and task.causes
+    ]
     if "training" in plan:
         found += _training(plan["training"])
     if privacy.noise == "consortium":

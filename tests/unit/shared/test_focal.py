@@ -54,7 +54,9 @@ def test_four_classes(logits: list[float], label: int, gamma: float) -> None:
     shares = np.exp(np.array(logits) - max(logits))
     shares /= shares.sum()
     expected = 2.0 * (1 - shares[label]) ** gamma * -math.log(shares[label])
-    made = losses(plan_of(4, loss="focal", gamma=gamma), [logits], [label], [1, 1, 1, 1.0][:label] + [2.0] * (4 - label))
+    made = losses(
+        plan_of(4, loss="focal", gamma=gamma), [logits], [label], [1, 1, 1, 1.0][:label] + [2.0] * (4 - label)
+    )
     assert float(made) == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
