@@ -22,6 +22,7 @@ from oncofed_server import report_facts as about
 from oncofed_server import report_tables as tables
 from oncofed_server.figures import mark, svg
 from oncofed_server.report_cells import arm_names
+from oncofed_server.report_certainty import certainty_view
 from oncofed_server.report_limits import limits
 from oncofed_server.report_privacy import mechanism, noise_of, spent_rows, unreleased
 from oncofed_server.report_released import released_view
@@ -87,6 +88,7 @@ def _task(study: Study, task: TaskView) -> dict[str, Any]:
         "subgroups": tables.subgroup_tables(study, task),
         "figures": _figures(study, task),
         "confusion": tables.confusion_tables(study, task),
+        "certainty": certainty_view(study, task),
         "exact": tables.exact_table(study, task),
         "spreads": [
             (title, tables.spread_table(study, spreads))
