@@ -13,24 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
 from oncofed_shared.errors import ConfigError
+from oncofed_shared.heads import baseline_width, first_baseline, joined, outputs
 from oncofed_shared.messages import Columns
+from oncofed_shared.modality_dropout import ModalityDropout
 from oncofed_shared.network_attention import Crossing, Layer
 from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
-from oncofed_shared.network_tokens import Tokenisers
-from oncofed_shared.plan import Plan, SurvivalTask, Task, side_of
+from oncofed_shared.network_tokens import Tokenisers, voxels
+from oncofed_shared.plan import Plan, side_of
 
-__all__ = ["FusionNetwork", "build", "outputs"]
-
-
-def outputs(task: Task, *, proportional: bool) -> int:
-    """Numbers that a head gives: one logit for two classes, one per class otherwise; one risk, or one per interval."""
-    if isinstance(task, SurvivalTask):
-        return 1 if proportional else task.intervals
-    return 1 if len(task.classes) == 2 else len(task.classes)
-
-
-FIRST_HAZARD = -2.0
-"""Logit of an interval's hazard before training, 12 %: nearer to what cohorts show than one half is."""
+__all__ = ["FusionNetwork", "build"]
 
 
 def _column_factors(plan: Plan, columns: Columns) -> Tensor | None:
@@ -56,6 +47,7 @@ class FusionNetwork(nn.Module):
             modality's own. Where the fusion reads all columns at once, the first one does, with the shares that were observed.
         linear: from all columns to all outputs, and from who has which modality where the plan says so; starts at zero, as the
             transformer's heads do: the first prediction is the baseline for everybody.
+        reads: numbers that it reads of a patient: columns, and voxels behind them.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
         baselines: per task, by name, the bias of each output or interval.
     """
@@ -69,13 +61,13 @@ class FusionNetwork(nn.Module):
         self.block = _column_factors(plan, columns)
         self.presence = _members(columns) if model.presence else None
         self.strength = model.presence
-        total = sum(len(c) for c in columns.values()) + (len(columns) if model.presence else 0)
-        self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
+        self.modality_dropout = ModalityDropout(training.modality_dropout, [len(c) for _, c in sorted(columns.items())])
+        total = sum(len(c) for c in columns.values())
+        width = total + (len(columns) if model.presence else 0)
+        self.linear = nn.Linear(width, sum(self.sizes.values()), bias=False) if model.linear_path else None
         # A list, because a task may have any name, and a module's attributes may not.
-        self.baselines = nn.ModuleList(
-            nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
-            for n, t in self.tasks.items()
-        )
+        self.baselines = nn.ModuleList(nn.Linear(1, baseline_width(t), bias=False) for t in self.tasks.values())
+        self.reads = total + sum(voxels(plan.modalities[m]) * len(c) for m, c in columns.items())
         self.deep = model.layers > 0
         if self.deep:
             self.tokenisers = Tokenisers(plan, columns, whole=plan.model.fusion in READS_WHOLE)
@@ -115,8 +107,8 @@ class FusionNetwork(nn.Module):
         if self.deep and self.transformer:
             nn.init.zeros_(self.heads.weight)
         for task, baseline in zip(self.tasks.values(), self.baselines, strict=True):
-            first = FIRST_HAZARD if isinstance(task, SurvivalTask) else 0.0
-            nn.init.constant_(baseline.get_parameter("weight"), first)
+            with torch.no_grad():
+                baseline.get_parameter("weight").copy_(first_baseline(task))
 
     @property
     def vector(self) -> Tensor:
@@ -138,8 +130,9 @@ class FusionNetwork(nn.Module):
             seen: (n, columns), 1 where observed.
 
         Returns:
-            Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
+            Per task a head's logits, (n, `heads.baseline_width`).
         """
+        seen = self.modality_dropout(seen)
         # Chosen, not multiplied: 0 times an infinite value is not 0.
         table = self.input_dropout(torch.where(seen > 0, values[:, : seen.shape[1]], 0))
         if self.block is not None:
@@ -154,7 +147,8 @@ class FusionNetwork(nn.Module):
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
         return {
-            name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
+            name: joined(task, part, baseline(one))
+            for (name, task), part, baseline in zip(self.tasks.items(), split, self.baselines, strict=True)
         }
 
     def _with_presence(self, table: Tensor, seen: Tensor) -> Tensor:
