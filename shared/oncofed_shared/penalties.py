@@ -27,7 +27,7 @@ def penalties(plan: Plan, network: FusionNetwork) -> list[tuple[torch.nn.Paramet
         if parameter.dim() < 2 or name.startswith("baselines."):
             continue
         decay = training.weight_decay if name.startswith("linear.") else deep
-        reads_input = name.startswith(("linear.", "tokenisers."))
+        reads_input = name.startswith(("linear.", "tokenisers.")) and not name.startswith("tokenisers.encoders.")
         l1 = training.l1 if reads_input else 0.0
         if decay or l1:
             found.append((parameter, decay, l1))

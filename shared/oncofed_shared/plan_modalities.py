@@ -82,6 +82,9 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
 
 
+Encoder = Literal["linear", "cnn"]
+
+
 class Modality(Frozen):
     """One kind of data about a patient: which columns, how scaled, what a gap means, which tokens.
 
@@ -102,10 +105,13 @@ class Modality(Frozen):
             column that fits two names goes to the first in the alphabet).
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
+        encoder: what makes tokens: `linear` maps of columns, or `cnn`, a convolutional network over `patch`; see
+            `network_tokens`.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
-        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; no network reads them yet.
+        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
     """
 
+    encoder: Encoder = "linear"
     table: str | None = None
     columns: dict[str, Column] | None = None
     patterns: tuple[str, ...] | None = None
@@ -127,12 +133,19 @@ class Modality(Frozen):
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        return {k: v for k, v in content.items() if k not in {"genomics", "extraction", "patch"} or v is not None}
+        later = {"encoder": "linear", "genomics": None, "extraction": None, "patch": None}
+        return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
     @classmethod
     def _sources(cls, patterns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
-        if "columns" in info.data and (info.data["columns"] is None) == (patterns is None):
+        if "columns" not in info.data:
+            return patterns
+        given = (info.data["columns"] is not None) + (patterns is not None)
+        if info.data.get("encoder") == "cnn" and given:
+            message = "encoder = 'cnn' reads patches; make a modality of its own of the columns"
+            raise ValueError(message)
+        if info.data.get("encoder") != "cnn" and given != 1:
             message = "give either columns or patterns"
             raise ValueError(message)
         return patterns
@@ -181,6 +194,28 @@ class Modality(Frozen):
             message = "a modality comes from images or from sequencing files; make two modalities of it"
             raise ValueError(message)
         return extraction
+
+    @field_validator("tokens")
+    @classmethod
+    def _grouped(cls, tokens: Any, info: ValidationInfo) -> Any:
+        encoder = info.data.get("encoder", "linear")
+        if encoder != "linear" and tokens != "one":
+            message = f"encoder = '{encoder}' makes its own tokens; leave this out"
+            raise ValueError(message)
+        return tokens
+
+    @field_validator("patch")
+    @classmethod
+    def _channels(cls, patch: dict[str, RegionPatch] | None, info: ValidationInfo) -> dict[str, RegionPatch] | None:
+        if info.data.get("encoder") != "cnn":
+            return patch
+        if patch is None:
+            message = "encoder = 'cnn' reads patches, and there are none; add [modalities.NAME.patch.ROLE]"
+            raise ValueError(message)
+        if len({p.size for p in patch.values()}) > 1:
+            message = "patches of one modality are channels of one image: give all of them the same size"
+            raise ValueError(message)
+        return patch
 
     @field_validator("spread")
     @classmethod

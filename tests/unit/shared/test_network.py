@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Columns
-from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, _Attention, build, outputs, token_columns
+from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, build, outputs
+from oncofed_shared.network_attention import Attention
 from oncofed_shared.network_fusion import JOINS
+from oncofed_shared.network_tokens import token_columns
 from oncofed_shared.plan import Plan, parse
 
 COLUMNS: Columns = {
@@ -146,7 +148,7 @@ def test_per_sample_gradients_are_those_of_each_patient_alone(plan: Plan) -> Non
 @settings(max_examples=25, deadline=None)
 def test_attention_is_pytorchs_with_the_same_weights(seed: int, n: int, t: int, heads: int) -> None:
     torch.manual_seed(seed)
-    ours, theirs = _Attention(8, heads), nn.MultiheadAttention(8, heads, batch_first=True)
+    ours, theirs = Attention(8, heads), nn.MultiheadAttention(8, heads, batch_first=True)
     with torch.no_grad():
         parts = (ours.query, ours.key, ours.value)
         theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
