@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Modality, Plan, compile_pattern
-from oncofed_shared.plan_genes import GeneFile
+from oncofed_shared.plan_genes import GeneFile, GeneGraph, GeneSets
 
 __all__ = [
     "Graph",
@@ -105,13 +104,9 @@ def read_gene_sets(content: bytes, where: str) -> dict[str, tuple[str, ...]]:
     return dict(sorted(found.items()))
 
 
-def _content(plan: Plan, named: GeneFile) -> tuple[bytes, str]:
-    """Bytes of a file, after a look at their hash, and how messages call it.
-
-    Guarantees:
-        - Other bytes than the plan's are never read.
-    """
-    where = Path(plan.simulation.files or ".") / named.file
+def _content(files: str | None, named: GeneFile) -> tuple[bytes, str]:
+    """Bytes of a file, after a look at their hash, and how messages call it."""
+    where = Path(files or ".") / named.file
     try:
         size = where.stat().st_size
         content = where.read_bytes() if size <= LARGEST_FILE else b""
@@ -127,36 +122,28 @@ def _content(plan: Plan, named: GeneFile) -> tuple[bytes, str]:
     return content, str(where)
 
 
-# By what the bytes hash to: the same hash is the same graph, and reading 200,000 edges takes half a second.
-@lru_cache(maxsize=8)
-def _graph(sha256: str, content: bytes, where: str) -> Graph:
-    del sha256
-    return read_graph(content, where)
+# Reading 200,000 edges takes half a second, and a network is built often; the same bytes are the same graph.
+_graph = lru_cache(maxsize=8)(read_graph)
 
 
-def graph_of(plan: Plan, modality: str) -> Graph:
-    """The graph of a modality.
+def graph_of(files: str | None, named: GeneGraph) -> Graph:
+    """Read the graph that a plan names.
 
-    Raises:
-        ConfigError: its file is absent, not the plan's, or no graph (code `gene-file`).
-    """
-    named = plan.modalities[modality].graph
-    if named is None:
-        raise ConfigError(f"modalities.{modality}.graph: is missing")
-    content, where = _content(plan, named)
-    return _graph(named.sha256, content, where)
+    Args:
+        files: folder in which it lies.
 
-
-def sets_of(plan: Plan, modality: str) -> Mapping[str, tuple[str, ...]]:
-    """The gene sets of a modality.
+    Guarantees:
+        - Other bytes than the plan's are never read.
 
     Raises:
-        ConfigError: their file is absent, not the plan's, or holds no sets (code `gene-file`).
+        ConfigError: the file is absent, not the plan's, or no graph (code `gene-file`).
     """
-    named = plan.modalities[modality].pathways
-    if named is None:
-        raise ConfigError(f"modalities.{modality}.pathways: is missing")
-    return read_gene_sets(*_content(plan, named))
+    return _graph(*_content(files, named))
+
+
+def sets_of(files: str | None, named: GeneSets) -> dict[str, tuple[str, ...]]:
+    """Read the gene sets that a plan names, as `graph_of` reads a graph."""
+    return read_gene_sets(*_content(files, named))
 
 
 def check_gene_files(plan: Plan) -> None:
@@ -165,11 +152,12 @@ def check_gene_files(plan: Plan) -> None:
     Raises:
         ConfigError: one is absent or not the plan's (code `gene-file`).
     """
-    for name, modality in plan.modalities.items():
+    files = plan.simulation.files
+    for modality in plan.modalities.values():
         if modality.graph is not None:
-            graph_of(plan, name)
+            graph_of(files, modality.graph)
         if modality.pathways is not None:
-            sets_of(plan, name)
+            sets_of(files, modality.pathways)
 
 
 def gene_of(modality: Modality, column: str) -> tuple[str, int] | None:

@@ -1,4 +1,4 @@
-"""Graph encoder of genes: each gene's columns become a vector, mixed with its neighbours' in a public graph.
+"""Encoders of genes: by public gene sets, and by a public graph along which each gene's vector mixes with its neighbours'.
 
 The graph is no parameter: mixing by it is a product with a fixed matrix, and everything that is learned lies in linear layers and
 norms over each patient's own genes, so that gradients per patient are exact. What a patient lacks is zero before the first layer
@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
-from oncofed_shared.gene_graph import Places
-from oncofed_shared.plan_genes import GeneGraph
+from oncofed_shared.gene_graph import graph_of, normalised, places, sets_of
+from oncofed_shared.network_encoder import Encoder, EncoderShape
+from oncofed_shared.plan_genes import GeneSets
 
-__all__ = ["GeneNetwork", "gather_genes"]
+__all__ = ["GeneGraphNetwork", "Pathways", "gather_genes"]
 
 FAR = 1e4
 """Taken off the score of a gene that a patient lacks: its weight is then exactly 0 in float32 and float64."""
@@ -82,54 +81,88 @@ class _Attention(nn.Module):
         return changed
 
 
-class GeneNetwork(nn.Module):
-    """From a modality's columns to a vector per token.
+def _chosen(sets: GeneSets, files: str | None, genes: Sequence[str]) -> list[list[int]]:
+    """Per token the places of its genes: a token for each set with enough of them, and one for genes in none."""
+    row = {gene: i for i, gene in enumerate(genes)}
+    found = [[row[g] for g in members if g in row] for members in sets_of(files, sets).values()]
+    tokens = [members for members in found if len(members) >= sets.smallest]
+    left = sorted(set(range(len(genes))) - {i for members in tokens for i in members})
+    return [*tokens, left] if left and (sets.rest == "token" or not tokens) else tokens
 
-    Args:
-        settings: kind, depth and width.
-        where: which column is which gene's in which channel.
-        adjacency: (genes, genes) normalised, with loops: `gene_graph.normalised`.
-        tokens: per token the places of its genes in `where.genes`; a gene may be in several.
-        width: of a token.
+
+class _Genes(Encoder):
+    """Tokens of groups of genes: one of all genes, or one per gene set.
+
+    Attributes:
+        index: (genes, channels) place of each gene's columns, -1 where there is none.
+        groups: per token the rows of `index` that it reads; a gene may be in several.
     """
 
-    def __init__(
-        self,
-        settings: GeneGraph,
-        where: Places,
-        adjacency: NDArray[np.float64],
-        tokens: Sequence[Sequence[int]],
-        width: int,
-    ) -> None:
+    def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
+        self.where = places(shape.modality, shape.columns)
+        self.index = torch.from_numpy(self.where.index)
+        sets, count = shape.modality.pathways, len(self.where.genes)
+        chosen = [list(range(count))] if sets is None else _chosen(sets, shape.files, self.where.genes)
+        self.groups = [torch.tensor(genes) for genes in chosen]
+        self.tokens = len(self.groups)
+        membership = torch.zeros(len(shape.columns), self.tokens)
+        for t, genes in enumerate(self.groups):
+            own = self.index[genes]
+            own = own[own >= 0]
+            membership[own, t] = 1 / len(own)
+        self.membership = membership
+
+    def shares(self, seen: Tensor) -> Tensor:
+        """(n, columns) of 0 and 1 to the share of each token's columns that was observed, (n, tokens)."""
+        return seen @ self.membership.to(seen.dtype)
+
+    def read(self, genes: Tensor, shares: Tensor, readouts: nn.ModuleList) -> tuple[Tensor, Tensor]:
+        """Each token's map of its genes' vectors, and of the share of its columns that is missing."""
+        made = [
+            readout(torch.cat([genes[:, group].flatten(start_dim=1), 1 - shares[:, t, None]], dim=1))
+            for t, (group, readout) in enumerate(zip(self.groups, readouts, strict=True))
+        ]
+        return torch.stack(made, dim=1), (shares > 0).to(shares.dtype)
+
+
+class Pathways(_Genes):
+    """A token per gene set: a linear map of what was measured of its genes (C-23)."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__(shape)
+        channels = self.index.shape[1]
+        self.readouts = nn.ModuleList(nn.Linear(len(g) * channels + 1, shape.width) for g in self.groups)
+
+    def forward(self, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, columns) both to (n, sets, width) and (n, sets)."""
+        genes, _ = gather_genes(values, seen, self.index)
+        return self.read(genes, self.shares(seen), self.readouts)
+
+
+class GeneGraphNetwork(_Genes):
+    """Each gene's columns to a vector, mixed along the graph, and then one token, or one per gene set (C-04, C-05).
+
+    A gene that the graph does not know is read like the others, and mixes with nothing.
+    """
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__(shape)
+        settings = shape.modality.graph
+        assert settings is not None  # noqa: S101 - what the plan refuses otherwise
         channels, layer = settings.channels, _Convolution if settings.kind == "convolution" else _Attention
-        self.index = torch.from_numpy(where.index)
-        self.first = nn.Linear(where.index.shape[1], channels)
+        adjacency = normalised(graph_of(shape.files, settings), self.where.genes)
         fixed = torch.from_numpy(adjacency).to(torch.float32)
+        self.first = nn.Linear(self.index.shape[1], channels)
         self.layers = nn.ModuleList(layer(channels, fixed) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(channels)
-        self.members = [torch.tensor(list(genes)) for genes in tokens]
-        # Behind the genes' vectors stands the share of a token's columns that is missing, as for every token.
-        self.readouts = nn.ModuleList(nn.Linear(len(genes) * channels + 1, width) for genes in tokens)
+        self.readouts = nn.ModuleList(nn.Linear(len(g) * channels + 1, shape.width) for g in self.groups)
 
-    def forward(self, values: Tensor, seen: Tensor, missing: Tensor) -> Tensor:
-        """Vectors of the tokens.
-
-        Args:
-            values, seen: (n, columns) of the modality.
-            missing: (n, tokens) share of each token's columns that is missing.
-
-        Returns:
-            (n, tokens, width).
-        """
+    def forward(self, values: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, columns) both to (n, tokens, width) and (n, tokens)."""
         genes, present = gather_genes(values, seen, self.index)
         shown = present[:, :, None]
         genes = self.first(genes) * shown
         for layer in self.layers:
             genes = layer(genes, present) * shown
-        genes = self.norm(genes) * shown
-        made = [
-            readout(torch.cat([genes[:, members].flatten(start_dim=1), missing[:, t, None]], dim=1))
-            for t, (members, readout) in enumerate(zip(self.members, self.readouts, strict=True))
-        ]
-        return torch.stack(made, dim=1)
+        return self.read(self.norm(genes) * shown, self.shares(seen), self.readouts)

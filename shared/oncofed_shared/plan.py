@@ -97,12 +97,15 @@ class Simulation(Frozen):
     Attributes:
         site: what a `site.toml` says, for folders that have none.
         cohort: arguments of `oncofed-simulate cohort`, for a study without `--sites`.
+        files: folder of the files about genes that the plan names by their hash, relative to the study; without it the
+            study's own.
         noise_seed: makes the noise of a private study repeatable, which protects nobody: whoever knows it can take the noise
             away. A deployed site has no way to be given one.
     """
 
     site: dict[str, Any] | None = None
     cohort: dict[str, Any] | None = None
+    files: str | None = None
     noise_seed: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -206,4 +209,15 @@ def load(path: Path) -> Plan:
     Raises:
         ConfigError: with every mistake at once, each with its path in the file.
     """
-    return parse(read_toml(path), str(path))
+    return parse(_placed(read_toml(path), path.parent), str(path))
+
+
+def _placed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the folder of the files about genes, where the study names any: what is made of a plan must find them too."""
+    modalities, simulation = content.get("modalities"), content.get("simulation", {})
+    tables = modalities.values() if isinstance(modalities, dict) else ()
+    named = any(isinstance(m, dict) and {"graph", "pathways"} & set(m) for m in tables)
+    files = simulation.get("files", ".") if isinstance(simulation, dict) else None
+    if not named or not isinstance(files, str):
+        return content
+    return {**content, "simulation": {**simulation, "files": str((folder / files).resolve())}}

@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from oncofed_shared.plan_fields import Distinct, Interval, Name, Positive, ascending
+from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
 from oncofed_shared.plan_imaging import RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
+from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
 from oncofed_shared.strict import Frozen
 
 __all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern"]
@@ -82,7 +84,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
 
 
-Encoder = Literal["linear", "cnn"]
+Encoder = Literal["linear", "cnn", "graph", "pathways"]
 
 
 class Modality(Frozen):
@@ -105,8 +107,11 @@ class Modality(Frozen):
             column that fits two names goes to the first in the alphabet).
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
-        encoder: what makes tokens: `linear` maps of columns, or `cnn`, a convolutional network over `patch`; see
-            `network_tokens`.
+        encoder: what makes tokens: `linear` maps of columns; `cnn`, a convolutional network over `patch`; `graph`, a network
+            along a gene graph; `pathways`, a linear map for each gene set; see `network_tokens`.
+        graph: the gene graph of encoder `graph`; see `plan_genes`.
+        pathways: gene sets, a token for each, of the encoders `graph` and `pathways`.
+        reduction: how a few inputs are made of many columns; see `plan_reduction`.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
     """
@@ -128,12 +133,15 @@ class Modality(Frozen):
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
+    graph: GeneGraph | None = None
+    pathways: GeneSets | None = None
+    reduction: Reduction | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        later = {"encoder": "linear", "genomics": None, "extraction": None, "patch": None}
+        later = dict.fromkeys(("genomics", "extraction", "patch", "graph", "pathways", "reduction")) | {"encoder": "linear"}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
@@ -216,6 +224,42 @@ class Modality(Frozen):
             message = "patches of one modality are channels of one image: give all of them the same size"
             raise ValueError(message)
         return patch
+
+    @field_validator("graph")
+    @classmethod
+    def _along(cls, graph: GeneGraph | None, info: ValidationInfo) -> GeneGraph | None:
+        encoder = info.data.get("encoder", "graph" if graph else "linear")
+        if (graph is not None) != (encoder == "graph"):
+            message = f"goes with encoder = 'graph', and only with it; the encoder is '{encoder}'"
+            raise ValueError(message)
+        patterns = info.data.get("patterns", ("{gene}",)) or ()
+        plain = all("{gene}" in p and not set("{*") & set(p.replace("{gene}", "", 1)) for p in patterns)
+        if encoder in {"graph", "pathways"} and not (patterns and plain):
+            message = f"encoder = '{encoder}' reads genes: it needs patterns with {{gene}} once in each, and no *"
+            raise ValueError(message)
+        return graph
+
+    @field_validator("pathways")
+    @classmethod
+    def _grouped_by(cls, pathways: GeneSets | None, info: ValidationInfo) -> GeneSets | None:
+        encoder = info.data.get("encoder", "graph")
+        if pathways is None and encoder == "pathways":
+            message = "is missing; encoder = 'pathways' makes a token for each of its gene sets"
+            raise ValueError(message)
+        if pathways is not None and encoder not in {"graph", "pathways"}:
+            message = f"goes with encoder = 'graph' or 'pathways'; the encoder is '{encoder}'"
+            raise ValueError(message)
+        return pathways
+
+    @field_validator("reduction")
+    @classmethod
+    def _reducible(cls, reduction: Reduction | None, info: ValidationInfo) -> Reduction | None:
+        encoder = info.data.get("encoder", "linear")
+        selects = isinstance(reduction, Lasso | ReliefF) and encoder != "cnn"
+        if reduction is not None and encoder != "linear" and not selects:
+            message = f".kind: '{reduction.kind}' leaves nothing that encoder = '{encoder}' could read"
+            raise ValueError(message)
+        return reduction
 
     @field_validator("spread")
     @classmethod
