@@ -2,7 +2,8 @@
 
     phase      asks            of whom                 when all have answered
     DESCRIBE   Describe        everybody               SUMMARISE, or OPEN under a private plan
-    SUMMARISE  Summarise       trainers                OPEN
+    SUMMARISE  Summarise       trainers                REDUCE where the plan reduces columns by sums, or OPEN
+    REDUCE     Reduce          trainers                REDUCE until its reductions are agreed, then OPEN
     OPEN       Open            everybody               TRAIN
     TRAIN      Train           trainers                VALIDATE every n rounds, TRAIN, or TEST after the last
     VALIDATE   Evaluate        evaluators              TRAIN or TEST
@@ -25,10 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_server.reductions import check_reduced, reduce_request, with_reduction
 from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
+from oncofed_shared.features import Preparation, check_sums, network_columns, no_sums, prepare, unite
+from oncofed_shared.group_lasso import grouped, shrunk
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
@@ -40,6 +43,7 @@ from oncofed_shared.messages import (
     Head,
     Open,
     Ready,
+    Reduced,
     Refusal,
     Reply,
     Request,
@@ -52,6 +56,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import build
 from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.reduction import Agreed, begin, finished, next_agreed
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
@@ -66,6 +71,7 @@ class Phase(enum.Enum):
 
     DESCRIBE = "describe"
     SUMMARISE = "summarise"
+    REDUCE = "reduce"
     OPEN = "open"
     TRAIN = "train"
     VALIDATE = "validate"
@@ -159,6 +165,7 @@ class State:
         participants: per finished round the sites behind it; empty where every site is asked in every round.
         columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
+        agreed: what is agreed of the plan's reductions, while they go on.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
@@ -180,6 +187,7 @@ class State:
     excluded: Mapping[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    agreed: Agreed | None = None
     total: NDArray[np.uint64] | None = None
     tally: Tally = field(default_factory=Tally)
     divergence: tuple[Divergence | None, ...] = ()
@@ -257,7 +265,7 @@ class Aggregator:
             if self.state.preparation is None:
                 message = "the columns are not agreed yet"
                 raise RemoteProtocolError(message)
-            network = build(self.plan, self.state.preparation.columns, seed=self.trial.seed)
+            network = build(self.plan, network_columns(self.plan, self.state.preparation), seed=self.trial.seed)
             self._layout = shared_layout(self.plan, network)
             self._local = initial_local(self._layout, network)
         return self._layout
@@ -306,6 +314,7 @@ class Aggregator:
         names = {
             Phase.DESCRIBE: roster.everybody,
             Phase.SUMMARISE: roster.trainers,
+            Phase.REDUCE: roster.trainers,
             Phase.OPEN: roster.everybody,
             Phase.TRAIN: roster.trainers,
             Phase.VALIDATE: roster.evaluators,
@@ -359,6 +368,9 @@ class Aggregator:
             return lambda _: Describe(head=head)
         if state.phase is Phase.SUMMARISE:
             return lambda _: Summarise(head=head, columns=state.columns)
+        if state.phase is Phase.REDUCE and state.agreed is not None:
+            asked = reduce_request(head, self._prepared(), state.agreed)
+            return lambda _: asked
         if state.phase is Phase.OPEN:
             preparation = self._prepared()
             opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
@@ -430,6 +442,9 @@ class Aggregator:
             case Phase.SUMMARISE, Summary():
                 check_sums(self.plan, state.columns, reply.sums)
                 return {"sums": {**state.sums, reply.site: reply.sums}}
+            case Phase.REDUCE, Reduced() if state.agreed is not None:
+                check_reduced(self.plan, state.columns, state.agreed, reply)
+                return {"sums": {**state.sums, reply.site: reply.sums}}
             case Phase.OPEN, Ready():
                 return {}
             case Phase.TRAIN, Update():
@@ -466,6 +481,8 @@ class Aggregator:
                 return self._summarise(now)
             case Phase.SUMMARISE:
                 return self._agree(now)
+            case Phase.REDUCE:
+                return self._reduced(now)
             case Phase.OPEN:
                 return self._after_round(now)
             case Phase.TRAIN:
@@ -496,14 +513,40 @@ class Aggregator:
         parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
         sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
-        network = build(self.plan, columns, seed=self.trial.seed)
+        agreed = begin(self.plan, columns, self.trial.seed)
+        if finished(self.plan, columns, agreed):
+            return self._begin_training(preparation, now)
+        self.state = replace(state, preparation=preparation, agreed=agreed, sums={})
+        return self._enter(Phase.REDUCE, now)
+
+    def _reduced(self, now: float) -> list[Outgoing]:
+        """All sums of an exchange about the plan's reductions are there: agree, and ask for the next one."""
+        state, sites = self.state, self._members(Phase.REDUCE)
+        if state.agreed is None or not sites or set(state.sums) != set(sites):
+            # Somebody left: what he had a share in is agreed anew, without him.
+            return self._summarise(now)
+        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
         try:
+            agreed = next_agreed(self.plan, state.columns, state.agreed, sums)
+        except RemoteProtocolError as error:
+            return self._fail(str(error))
+        if finished(self.plan, state.columns, agreed):
+            return self._begin_training(with_reduction(self._prepared(), agreed), now)
+        self.state = replace(state, agreed=agreed, sums={})
+        return self._enter(Phase.REDUCE, now)
+
+    def _begin_training(self, preparation: Preparation, now: float) -> list[Outgoing]:
+        state, columns = self.state, network_columns(self.plan, preparation)
+        if not any(columns.values()):
+            return self._fail("the plan's reductions leave nothing for the network to read")
+        try:
+            network = build(self.plan, columns, seed=self.trial.seed)
             self._layout = shared_layout(self.plan, network)
         except ConfigError as error:
             return self._fail(str(error))
         self._local = initial_local(self._layout, network)
         first = self._layout.flatten({n: p.detach().numpy() for n, p in network.named_parameters()})
-        self.state = replace(state, preparation=preparation, server=init(first), sums={})
+        self.state = replace(state, preparation=preparation, server=init(first), sums={}, agreed=None)
         return self._enter(Phase.OPEN, now)
 
     def _next_round(self, now: float) -> list[Outgoing]:
@@ -542,7 +585,11 @@ class Aggregator:
         if state.server is None:
             message = "there is no model yet"
             raise RemoteProtocolError(message)
-        server = advance(self.plan, state.server, sums, progress=(state.round - 1) / self.plan.training.rounds)
+        progress = (state.round - 1) / self.plan.training.rounds
+        server = advance(self.plan, state.server, sums, progress=progress)
+        if grouped(self.plan):
+            made = shrunk(self.plan, self._prepared(), server.parameters, seed=self.trial.seed, progress=progress)
+            server = replace(server, parameters=made)
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
         self.state = replace(

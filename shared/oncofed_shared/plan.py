@@ -40,6 +40,7 @@ from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, S
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_tasks import ClassificationTask, SurvivalTask, Task
 from oncofed_shared.plan_training import Strategy, Training
+from oncofed_shared.reduction_rules import group_lasso_mistakes, reduction_mistakes
 from oncofed_shared.rules import MODES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
 
@@ -133,6 +134,15 @@ class Plan(Frozen):
             raise ValueError(message)
         return main
 
+    @field_validator("modalities")
+    @classmethod
+    def _reduced_against(cls, modalities: dict[str, Modality], info: ValidationInfo) -> dict[str, Modality]:
+        tasks, main = info.data.get("tasks") or {}, info.data.get("main_task")
+        problems = reduction_mistakes(modalities, tasks.get(str(main)))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return modalities
+
     @field_validator("training")
     @classmethod
     def _weights(cls, training: Training, info: ValidationInfo) -> Training:
@@ -166,6 +176,7 @@ class Plan(Frozen):
     def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
         problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
+        problems += group_lasso_mistakes(info.data)
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
             if not found.legal:
