@@ -14,10 +14,10 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Columns
-from oncofed_shared.network_attention import Layer
-from oncofed_shared.network_fusion import JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
+from oncofed_shared.network_attention import Crossing, Layer
+from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
 from oncofed_shared.network_tokens import Tokenisers
-from oncofed_shared.plan import Plan, SurvivalTask, Task
+from oncofed_shared.plan import Plan, SurvivalTask, Task, side_of
 
 __all__ = ["FusionNetwork", "build", "outputs"]
 
@@ -70,7 +70,7 @@ class FusionNetwork(nn.Module):
 
     def _build_fusion(self, plan: Plan) -> None:
         model, training = plan.model, plan.training
-        self.transformer = model.fusion == "transformer"
+        self.transformer = model.fusion in ATTENTIVE
         if not self.transformer:
             shape = Shape(
                 modalities=self.tokenisers.whole + self.tokenisers.each * len(self.tokenisers.modalities),
@@ -82,6 +82,10 @@ class FusionNetwork(nn.Module):
             )
             self.fusion = JOINS[model.fusion](shape)
             return
+        self.crossing = None
+        if model.fusion == "two_way":
+            sides = self.tokenisers.sides({m: side_of(plan.modalities[m]) for m in self.tokenisers.modalities})
+            self.crossing = Crossing(model.width, model.heads, training.dropout, sides)
         self.summary = nn.Linear(1, model.width, bias=False)
         self.layers = nn.ModuleList(
             Layer(model.width, model.heads, model.feedforward, training.dropout) for _ in range(model.layers)
@@ -168,7 +172,10 @@ class FusionNetwork(nn.Module):
     def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
         one = values.new_ones(len(values), 1)
         _, tokens, present = self.tokenisers(values, seen)
-        sequence = torch.cat([self.summary(one)[:, None], tokens * present[:, :, None]], dim=1)
+        tokens = tokens * present[:, :, None]
+        if self.crossing is not None:
+            tokens = self.crossing(tokens, present > 0)
+        sequence = torch.cat([self.summary(one)[:, None], tokens], dim=1)
         mask = torch.cat([one, present], dim=1) > 0
         for layer in self.layers:
             sequence = layer(sequence, mask)

@@ -148,6 +148,12 @@ class Tokenisers(nn.Module):
         """(n, columns) of 0 and 1 to the share of each group of columns that was observed, (n, groups)."""
         return seen @ self.membership.to(seen.dtype)
 
+    def sides(self, side: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Places of the tokens of imaging and of genes, from the side of each modality."""
+        owner = [self.modalities[int(row.argmax())] for row in self.member]
+        imaging, genes = ([t for t, m in enumerate(owner) if side[m] == name] for name in ("imaging", "genes"))
+        return imaging, genes
+
     def present(self, seen: Tensor) -> Tensor:
         """(n, columns) of 0 and 1 to who has which modality, (n, modalities) of 0 and 1."""
         return (seen @ self.kind.to(seen.dtype) > 0).to(seen.dtype)

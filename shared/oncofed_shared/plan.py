@@ -34,6 +34,7 @@ from oncofed_shared.plan_modalities import (
     NumericColumn,
     OrdinalColumn,
     compile_pattern,
+    side_of,
 )
 from oncofed_shared.plan_model import ModelSettings
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
@@ -81,6 +82,7 @@ __all__ = [
     "load",
     "parse",
     "read_toml",
+    "side_of",
     "validate",
 ]
 
@@ -142,6 +144,18 @@ class Plan(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return modalities
+
+    @field_validator("model")
+    @classmethod
+    def _sides(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        sides = {side_of(m) for m in (info.data.get("modalities") or {}).values()}
+        if model.fusion == "two_way" and sides and not {"imaging", "genes"} <= sides:
+            message = (
+                ".fusion: 'two_way' lets imaging and genes read each other, and no modality is on one of these sides; "
+                "say modalities.NAME.side"
+            )
+            raise ValueError(message)
+        return model
 
     @field_validator("training")
     @classmethod

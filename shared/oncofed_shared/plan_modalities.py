@@ -15,7 +15,7 @@ from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
 from oncofed_shared.strict import Frozen
 
-__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern"]
+__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern", "side_of"]
 
 
 class NumericColumn(Frozen):
@@ -85,6 +85,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 Encoder = Literal["linear", "cnn", "graph", "pathways"]
+Side = Literal["imaging", "genes", "neither"]
 
 
 class Modality(Frozen):
@@ -112,6 +113,7 @@ class Modality(Frozen):
         graph: the gene graph of encoder `graph`; see `plan_genes`.
         pathways: gene sets, a token for each, of the encoders `graph` and `pathways`.
         reduction: how a few inputs are made of many columns; see `plan_reduction`.
+        side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
     """
@@ -132,6 +134,7 @@ class Modality(Frozen):
     required: bool = False
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
+    side: Side | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
     graph: GeneGraph | None = None
     pathways: GeneSets | None = None
@@ -141,7 +144,8 @@ class Modality(Frozen):
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        later = dict.fromkeys(("genomics", "extraction", "patch", "graph", "pathways", "reduction")) | {"encoder": "linear"}
+        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction")
+        later = dict.fromkeys(unused) | {"encoder": "linear"}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
@@ -279,3 +283,14 @@ class Modality(Frozen):
             )
             raise ValueError(message)
         return spread
+
+
+def side_of(modality: Modality) -> Side:
+    """The side of a modality: as the plan says, or imaging where it is made of images, and genes where of sequencing files
+    or read along a gene graph or by gene sets."""
+    if modality.side is not None:
+        return modality.side
+    if modality.patch is not None or modality.extraction is not None:
+        return "imaging"
+    genes = (modality.genomics, modality.graph, modality.pathways)
+    return "genes" if any(g is not None for g in genes) else "neither"

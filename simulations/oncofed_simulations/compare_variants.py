@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import ModelSettings, NoPrivacy, Plan, parse
+from oncofed_shared.plan import ModelSettings, NoPrivacy, Plan, parse, side_of
 
 __all__ = [
     "FUSIONS",
@@ -20,7 +20,7 @@ __all__ = [
     "whole_plan",
 ]
 
-FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer")
+FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer", "two_way")
 LINEAR, GENOMICS = "linear", "genomics"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
@@ -70,6 +70,9 @@ def _groups(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     content = plan.model_dump(mode="json")
+    if plan.model.fusion == "two_way" and not {"imaging", "genes"} <= {side_of(plan.modalities[m]) for m in kept}:
+        # What two-way attention is without a second side.
+        content["model"]["fusion"] = "transformer"
     return parse(content | {"modalities": {m: content["modalities"][m] for m in kept}}, "the changed plan")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import encoded_columns
-from oncofed_shared.losses import Target, patient_losses
+from oncofed_shared.losses import patient_losses, targets
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.network_image import filters
@@ -73,11 +73,11 @@ each_plan = pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 @each_plan
 def test_gradients_are_those_of_each_patient_alone_and_opacus_is_content(plan: Plan) -> None:
     values, seen = patients()
-    goal = torch.tensor([1.0, 0.0] * 3, dtype=torch.float64)
+    labels = np.array([1, 0] * 3)
 
     def loss(network: torch.nn.Module, rows: slice) -> Tensor:
-        target = Target(goal=goal[rows].long(), weight=torch.ones_like(goal[rows]))
-        return patient_losses(plan, network(values[rows], seen[rows]), {"two": target}).sum()
+        goals = targets(plan, {"two": labels[rows]}, {"two": np.ones(2)})
+        return patient_losses(plan, network(values[rows], seen[rows]), goals).sum()
 
     network = lively(plan)
     assert ModuleValidator.validate(lively(plan).train(), strict=False) == []
