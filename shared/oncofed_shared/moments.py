@@ -18,6 +18,7 @@ __all__ = ["Moments", "components", "lasso_weights", "moment_sums", "moments_siz
 Values = NDArray[np.float64]
 SMALLEST_VARIANCE = 1e-10
 """Of the largest: a direction with less is rounding and not data."""
+ROUNDING = 1e-13
 PATH = np.geomspace(1, 1e-3, 100)[1:]
 """Alphas of the LASSO, over the least at which all weights are zero."""
 
@@ -75,11 +76,14 @@ class Moments:
         products[np.triu_indices(columns)] = upper
         products = np.triu(products) + np.triu(products, 1).T
         mean, aim = total / patients, wanted / patients
+        expected = np.outer(mean, aim)
+        both = cross.reshape(columns, responses) / patients - expected
         return cls(
             patients=float(sums[0]),
             mean=mean,
             covariance=products / patients - np.outer(mean, mean),
-            cross=cross.reshape(columns, responses) / patients - np.outer(mean, aim),
+            # A covariance below the rounding error of its own computation is none: a response may be constant.
+            cross=np.where(np.abs(both) > ROUNDING * np.abs(expected), both, 0.0),
         )
 
 

@@ -286,8 +286,11 @@ class Modality(Frozen):
 
 
 def side_of(modality: Modality) -> Side:
-    """The side of a modality: as the plan says, or imaging where it is made of images, and genes where of sequencing files
-    or read along a gene graph or by gene sets."""
+    """The side of a modality: as the plan says, or by what it is made of.
+
+    Without a word of the plan it is imaging if made of images, and genes if made of sequencing files, or read along a gene graph
+    or by gene sets.
+    """
     if modality.side is not None:
         return modality.side
     if modality.patch is not None or modality.extraction is not None:
