@@ -165,7 +165,7 @@ class State:
         participants: per finished round the sites behind it; empty where every site is asked in every round.
         columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
-        agreed: what is agreed of the plan's reductions, while they go on.
+        agreed: what is agreed of the plan's reductions, while they go on, and `behind` the sites whose sums are in it.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
@@ -188,6 +188,7 @@ class State:
     columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     agreed: Agreed | None = None
+    behind: frozenset[str] = frozenset()
     total: NDArray[np.uint64] | None = None
     tally: Tally = field(default_factory=Tally)
     divergence: tuple[Divergence | None, ...] = ()
@@ -516,13 +517,13 @@ class Aggregator:
         agreed = begin(self.plan, columns, self.trial.seed)
         if finished(self.plan, columns, agreed):
             return self._begin_training(preparation, now)
-        self.state = replace(state, preparation=preparation, agreed=agreed, sums={})
+        self.state = replace(state, preparation=preparation, agreed=agreed, behind=frozenset(sites), sums={})
         return self._enter(Phase.REDUCE, now)
 
     def _reduced(self, now: float) -> list[Outgoing]:
         """All sums of an exchange about the plan's reductions are there: agree, and ask for the next one."""
         state, sites = self.state, self._members(Phase.REDUCE)
-        if state.agreed is None or not sites or set(state.sums) != set(sites):
+        if state.agreed is None or state.behind != set(sites):
             # Somebody left: what he had a share in is agreed anew, without him.
             return self._summarise(now)
         sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
