@@ -65,7 +65,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
-from oncofed_shared.reduction import Patients, site_sums
+from oncofed_shared.reduction_sums import Patients, site_sums
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays

@@ -440,12 +440,8 @@ class Aggregator:
                 if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
                     raise RemoteProtocolError("its numbers of patients are not those of the parts")
                 return {"descriptions": {**state.descriptions, reply.site: reply}}
-            case Phase.SUMMARISE, Summary():
-                check_sums(self.plan, state.columns, reply.sums)
-                return {"sums": {**state.sums, reply.site: reply.sums}}
-            case Phase.REDUCE, Reduced() if state.agreed is not None:
-                check_reduced(self.plan, state.columns, state.agreed, reply)
-                return {"sums": {**state.sums, reply.site: reply.sums}}
+            case (Phase.SUMMARISE, Summary()) | (Phase.REDUCE, Reduced()):
+                return self._summed(reply)
             case Phase.OPEN, Ready():
                 return {}
             case Phase.TRAIN, Update():
@@ -458,6 +454,17 @@ class Aggregator:
                 return {"tables": {**state.tables, reply.site: self._counts(reply)}}
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _summed(self, reply: Reply) -> dict[str, Any]:
+        state = self.state
+        match reply:
+            case Summary():
+                check_sums(self.plan, state.columns, reply.sums)
+            case Reduced() if state.agreed is not None:
+                check_reduced(self.plan, state.columns, state.agreed, reply)
+            case _:
+                raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+        return {"sums": {**state.sums, reply.site: reply.sums}}
 
     def _added(self, reply: Update) -> dict[str, Any]:
         state, size = self.state, self.layout.size
@@ -477,22 +484,18 @@ class Aggregator:
         return dense(size, reply.cells, reply.counts)
 
     def _advance(self, now: float) -> list[Outgoing]:
-        match self.state.phase:
-            case Phase.DESCRIBE:
-                return self._summarise(now)
-            case Phase.SUMMARISE:
-                return self._agree(now)
-            case Phase.REDUCE:
-                return self._reduced(now)
-            case Phase.OPEN:
-                return self._after_round(now)
-            case Phase.TRAIN:
-                return self._finish_round(now)
-            case Phase.VALIDATE:
-                return self._next_round(now)
-            case _:
-                self.state = replace(self.state, phase=Phase.DONE)
-                return []
+        follows = {
+            Phase.DESCRIBE: self._summarise,
+            Phase.SUMMARISE: self._agree,
+            Phase.REDUCE: self._reduced,
+            Phase.OPEN: self._after_round,
+            Phase.TRAIN: self._finish_round,
+            Phase.VALIDATE: self._next_round,
+        }.get(self.state.phase)
+        if follows is not None:
+            return follows(now)
+        self.state = replace(self.state, phase=Phase.DONE)
+        return []
 
     def _columns(self) -> Columns:
         return unite(self.plan, [self.state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])

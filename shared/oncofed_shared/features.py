@@ -29,8 +29,8 @@ __all__ = [
     "prepare",
     "prepared_input",
     "scaled_input",
-    "with_kept",
     "unite",
+    "with_kept",
 ]
 
 Values = NDArray[np.float64]

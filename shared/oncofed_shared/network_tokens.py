@@ -16,7 +16,11 @@ from oncofed_shared.plan import Modality, Plan, compile_pattern
 
 __all__ = ["ENCODERS", "Tokenisers", "token_columns", "voxels"]
 
-ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {"cnn": Cnn, "graph": GeneGraphNetwork, "pathways": Pathways}
+ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {
+    "cnn": Cnn,
+    "graph": GeneGraphNetwork,
+    "pathways": Pathways,
+}
 """Every `[modalities.NAME] encoder` but the linear one."""
 EARLY = "early"
 """The fusion that makes no tokens of columns."""

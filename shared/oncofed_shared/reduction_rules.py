@@ -28,7 +28,9 @@ def reduction_mistakes(modalities: Mapping[str, Modality], main: Frozen | None) 
             continue
         against = settings.against
         if against is None and main is not None and getattr(main, "kind", "") not in PLAIN:
-            found.append(f".{name}.reduction.against: is missing; a column can be chosen by classes or survival, or a modality")
+            found.append(
+                f".{name}.reduction.against: is missing; a column can be chosen by classes or survival, or a modality"
+            )
         elif against is not None and (against == name or against not in modalities):
             others = ", ".join(m for m in modalities if m != name) or "no other"
             found.append(f".{name}.reduction.against: names no other modality; there are {others}")

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Lasso
 
-from oncofed_server.aggregator import Aggregator, Phase, Received, Roster, Start
 from oncofed_client.private_answers import guard
+from oncofed_server.aggregator import Aggregator, Phase, Received, Roster, Start
 from oncofed_shared.errors import ConfigError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, column_sums, network_columns, prepare, prepared_input, scaled_input
 from oncofed_shared.group_lasso import grouped
 from oncofed_shared.messages import Describe, Head, Open, Reduce, Reduced, Refusal, Reply, Trial, from_bytes, to_bytes
 from oncofed_shared.moments import PATH
 from oncofed_shared.plan import NoPrivacy, Plan, parse
-from oncofed_shared.relieff import class_sums, class_weights, response_sums, response_weights
 from oncofed_shared.releases import uncharged
+from oncofed_shared.relieff import class_sums, class_weights, response_sums, response_weights
 from oncofed_simulations.__main__ import main
 from oncofed_simulations.consortium import Consortium, Run, open_site
 from oncofed_simulations.pooled import PooledSource
@@ -79,12 +79,13 @@ class Merged:
         for name in sorted(cohort.columns):
             part = slice(start, start + len(cohort.columns[name]))
             self.table[name], self.seen[name], start = table[:, part], seen[:, part], part.stop
-        site = np.repeat(np.arange(len(consortium.sites)), [len(s.source.cohort(plan).patients) for s in consortium.sites.values()])
+        site = np.repeat(
+            np.arange(len(consortium.sites)), [len(s.source.cohort(plan).patients) for s in consortium.sites.values()]
+        )
         self.site = site[train]
 
     def has(self, name: str) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = self.seen[name].any(axis=1)
-        return found
+        return np.asarray(self.seen[name].any(axis=1), dtype=bool)
 
     def residuals(self, plan: Plan) -> tuple[Values, NDArray[np.bool_]]:
         """Events less what the common hazards expect, interval by interval, from days and events alone."""
@@ -100,7 +101,7 @@ class Merged:
         rows = self.has("mutations")
         hazards = events[rows].sum(axis=0) / np.maximum(risk[rows].sum(axis=0), 1)
         self.hazards = hazards
-        return events.sum(axis=1) - risk @ hazards, risk.any(axis=1)
+        return events.sum(axis=1) - risk @ hazards, np.asarray(risk.any(axis=1), dtype=bool)
 
 
 @pytest.mark.parametrize("main", MAIN)
@@ -127,9 +128,10 @@ def test_components_are_scikit_learns_over_the_merged_patients(
     merged = Merged(plan, consortium)
     table = merged.table["mutations"][merged.has("mutations")]
     pooled = PCA(3, svd_solver="full").fit(table)
-    found = preparation.reduction["mutations.map"].reshape(3, -1) * np.sqrt(
-        pooled.explained_variance_ * (len(table) - 1) / len(table)
-    )[:, None]
+    found = (
+        preparation.reduction["mutations.map"].reshape(3, -1)
+        * np.sqrt(pooled.explained_variance_ * (len(table) - 1) / len(table))[:, None]
+    )
     signs = np.sign((found * pooled.components_).sum(axis=1))
     np.testing.assert_allclose(found * signs[:, None], pooled.components_, atol=1e-6)
     assert network_columns(plan, preparation)["mutations"] == ("component_1", "component_2", "component_3")
@@ -245,9 +247,13 @@ class Site:
 
     def prepared(self) -> Preparation:
         cohort = self.site.source.cohort(self.plan)
-        return prepare(self.plan, cohort.columns, column_sums(self.plan, cohort.columns, cohort.values, cohort.columns, cohort.labels))
+        return prepare(
+            self.plan,
+            cohort.columns,
+            column_sums(self.plan, cohort.columns, cohort.values, cohort.columns, cohort.labels),
+        )
 
-    def reduce(self, number: int = 0, **arrays: Values) -> Any:
+    def reduce(self, number: int = 0, **arrays: NDArray[Any]) -> Any:
         own = self.prepared()
         agreed = {f"reduction.{n}": a for n, a in arrays.items()}
         return self.ask(Reduce(head=self.head(), number=number, columns=own.columns, arrays=own.arrays() | agreed))
@@ -309,7 +315,7 @@ def test_a_private_plan_has_no_reduction_whose_sums_are_not_charged(name: str) -
     assert found.startswith(f"study: modalities.genes.reduction.kind: '{REDUCTIONS[name]['kind']}' releases sums over")
 
 
-def test_a_private_plan_may_have_a_group_lasso_and_a_site_then_answers_no_exchange(hospitals: Path) -> None:
+def test_a_private_plan_may_have_a_group_lasso_and_a_site_then_answers_no_exchange() -> None:
     plan = private(REDUCTIONS["group lasso"])
     assert grouped(plan)
     head = Head(session="s", step=1, attempt=0, plan_hash=plan.hash, trial=TRIAL)
@@ -328,12 +334,24 @@ def test_what_a_reduction_releases_is_named(make_plan: MakePlan, name: str) -> N
 @pytest.mark.parametrize(
     ("reduction", "more", "message"),
     [
-        ({"kind": "lasso", "keep": 2, "against": "nobody"}, {}, "modalities.mutations.reduction.against: names no other"),
-        ({"kind": "lasso", "keep": 2, "against": "mutations"}, {}, "modalities.mutations.reduction.against: names no other"),
+        (
+            {"kind": "lasso", "keep": 2, "against": "nobody"},
+            {},
+            "modalities.mutations.reduction.against: names no other",
+        ),
+        (
+            {"kind": "lasso", "keep": 2, "against": "mutations"},
+            {},
+            "modalities.mutations.reduction.against: names no other",
+        ),
         ({"kind": "pca"}, {}, "modalities.mutations.reduction.components: is missing"),
         ({"kind": "umap", "components": 2}, {}, "modalities.mutations.reduction: "),
         (REDUCTIONS["group lasso"], {"strategy__name": "fedadam"}, "reduction.kind: 'group_lasso' needs strategy.name"),
-        (REDUCTIONS["group lasso"], {"training__local_steps": 2}, "reduction.kind: 'group_lasso' needs training.optimiser"),
+        (
+            REDUCTIONS["group lasso"],
+            {"training__local_steps": 2},
+            "reduction.kind: 'group_lasso' needs training.optimiser",
+        ),
         (REDUCTIONS["group lasso"], {"training__optimiser": "adam"}, "'group_lasso' needs training.optimiser = 'sgd'"),
     ],
 )
@@ -405,7 +423,11 @@ def test_a_site_with_broken_sums_leaves_and_the_others_agree_anew(
 
 def test_a_reduction_that_leaves_nothing_ends_the_run_with_the_reason(make_plan: MakePlan, hospitals: Path) -> None:
     """Nobody has the modality that columns are to go with: none is kept, and there is no other modality."""
-    genes = {"table": "mutations", "patterns": ["{gene}_mut"], "reduction": {"kind": "lasso", "keep": 2, "against": "none"}}
+    genes = {
+        "table": "mutations",
+        "patterns": ["{gene}_mut"],
+        "reduction": {"kind": "lasso", "keep": 2, "against": "none"},
+    }
     plan = make_plan(modalities={"mutations": genes, "none": {"table": "mutations", "patterns": ["nothing_*"]}})
     aggregator = run_with(plan, hospitals, lambda r: r)
     assert aggregator.state.phase is Phase.FAILED
@@ -426,9 +448,7 @@ def by_command(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int | s
 def test_the_command_trains_a_study_with_each_reduction(
     make_plan: MakePlan, hospitals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    content = plan_of(make_plan, REDUCTIONS[name], training__rounds=1).model_dump(
-        mode="json", exclude_none=True
-    )
+    content = plan_of(make_plan, REDUCTIONS[name], training__rounds=1).model_dump(mode="json", exclude_none=True)
     study = tmp_path / "study.toml"
     study.write_text(tomli_w.dumps(content))
     out = tmp_path / "out"
@@ -481,7 +501,9 @@ def test_a_site_without_the_plan_s_graph_answers_nothing(
     assert not isinstance(site.ask(Describe(head=site.head())), Refusal)
 
 
-def test_a_preparation_survives_its_arrays(make_plan: MakePlan, make_consortium: MakeConsortium, tmp_path: Path) -> None:
+def test_a_preparation_survives_its_arrays(
+    make_plan: MakePlan, make_consortium: MakeConsortium, tmp_path: Path
+) -> None:
     plan = plan_of(make_plan, REDUCTIONS["autoencoder"])
     preparation, _ = final(make_consortium(plan, tmp_path).federated(TRIAL))
     again = Preparation.from_arrays(plan, preparation.columns, preparation.arrays())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -39,7 +41,7 @@ def plain(hidden: int, parameters: Values) -> torch.nn.Sequential:
     """The same network of torch's own layers."""
     sizes = [COLUMNS, hidden, 2, hidden, COLUMNS] if hidden else [COLUMNS, 2, COLUMNS]
     layers: list[torch.nn.Module] = []
-    for i, (into, out) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (into, out) in enumerate(itertools.pairwise(sizes)):
         # No bend at the code itself, and none at the end.
         if i and i != (len(sizes) - 1) // 2:
             layers.append(torch.nn.GELU())
@@ -69,7 +71,8 @@ def test_gradients_are_those_of_the_sum_of_squares_over_what_was_observed(hidden
 
 def trained(chosen: Autoencoder, sites: list[slice]) -> tuple[Values, list[float]]:
     values, seen = patients()
-    parameters, memory, losses = first_parameters(chosen, COLUMNS, seed=1), {}, []
+    parameters, losses = first_parameters(chosen, COLUMNS, seed=1), []
+    memory: dict[str, Values] = {}
     for _ in range(chosen.rounds):
         sums = np.sum([gradient_sums(chosen, parameters, values[s], seen[s]) for s in sites], axis=0)
         losses.append(float(sums[1] / sums[0]))

@@ -36,7 +36,9 @@ def edges_of(graph: Graph) -> set[tuple[str, str]]:
     return {(graph.genes[a], graph.genes[b]) for a, b in graph.edges.tolist()}
 
 
-@given(st.sets(st.tuples(st.sampled_from(GENES), st.sampled_from(GENES)), min_size=1), st.sampled_from(["\t", " ", "  "]))
+@given(
+    st.sets(st.tuples(st.sampled_from(GENES), st.sampled_from(GENES)), min_size=1), st.sampled_from(["\t", " ", "  "])
+)
 def test_a_graph_is_its_edges_whatever_their_order_and_direction(pairs: set[tuple[str, str]], between: str) -> None:
     wanted = {(a, b) for a, b in pairs if a < b} | {(b, a) for a, b in pairs if b < a}
     if not wanted:
@@ -109,7 +111,9 @@ def written(content: dict[str, Any]) -> str:
     )
 
 
-def test_a_file_is_found_beside_the_study_or_where_the_study_says_and_that_is_no_part_of_the_hash(tmp_path: Path) -> None:
+def test_a_file_is_found_beside_the_study_or_where_the_study_says_and_that_is_no_part_of_the_hash(
+    tmp_path: Path,
+) -> None:
     content = b"A B\n"
     (tmp_path / "near").mkdir()
     (tmp_path / "far").mkdir()
@@ -127,7 +131,9 @@ def test_a_file_is_found_beside_the_study_or_where_the_study_says_and_that_is_no
 
 def test_a_plan_without_files_says_nothing_of_a_folder(tmp_path: Path) -> None:
     content = study(b"A B\n")
-    text = written(content).replace("[modalities.genes]\nencoder", "[modalities.genes]\n#encoder").replace("graph =", "#")
+    text = (
+        written(content).replace("[modalities.genes]\nencoder", "[modalities.genes]\n#encoder").replace("graph =", "#")
+    )
     (tmp_path / "study.toml").write_text(text)
     assert load(tmp_path / "study.toml").simulation.files is None
 
@@ -135,8 +141,14 @@ def test_a_plan_without_files_says_nothing_of_a_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        (None, r"genes.txt: cannot be read \(No such file or directory\); put the file there, or say with \[simulation\]"),
-        (b"A C\n", "genes.txt: has the SHA-256 [0-9a-f]{64}, and the plan says [0-9a-f]{64}; get the file that belongs"),
+        (
+            None,
+            r"genes.txt: cannot be read \(No such file or directory\); put the file there, or say with \[simulation\]",
+        ),
+        (
+            b"A C\n",
+            "genes.txt: has the SHA-256 [0-9a-f]{64}, and the plan says [0-9a-f]{64}; get the file that belongs",
+        ),
         (b"A B", "genes.txt: has the SHA-256"),
     ],
 )
@@ -176,7 +188,7 @@ def test_the_normalised_graph_is_that_of_kipf_and_welling_whatever_the_order_of_
 
 @has_public
 def test_the_public_graph_and_gene_sets_are_what_their_readme_says() -> None:
-    def of(file: str) -> dict[str, str]:
+    def of(file: str) -> dict[str, Any]:
         return {"file": file, "sha256": hashlib.sha256((PUBLIC / file).read_bytes()).hexdigest()}
 
     graph = graph_of(str(PUBLIC), GeneGraph(**of("pynbs_CancerSubnetwork.txt")))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -28,7 +31,9 @@ EXACT = 1e-6
 def drawn(patients: int, columns: int, responses: int, seed: int = 0) -> tuple[Values, Values]:
     """Correlated columns off zero, a few of which the responses depend on."""
     rng = np.random.default_rng(seed)
-    values = rng.normal(size=(patients, columns)) @ (np.eye(columns) + rng.normal(size=(columns, columns)) / columns) + 1
+    values = (
+        rng.normal(size=(patients, columns)) @ (np.eye(columns) + rng.normal(size=(columns, columns)) / columns) + 1
+    )
     weights = rng.normal(size=(min(4, columns), responses)) * 2
     return values, values[:, : len(weights)] @ weights + rng.normal(size=(patients, responses)) + 3
 
@@ -36,7 +41,7 @@ def drawn(patients: int, columns: int, responses: int, seed: int = 0) -> tuple[V
 def at_sites(values: Values, responses: Values, sites: int = 3) -> Moments:
     """From sums of sites of unequal size; one of them has nobody."""
     cuts = [0, 0, *(len(values) * s**2 // sites**2 for s in range(1, sites)), len(values)]
-    parts = [moment_sums(values[a:b], responses[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [moment_sums(values[a:b], responses[a:b]) for a, b in itertools.pairwise(cuts)]
     return Moments.parse(np.sum(parts, axis=0), values.shape[1], responses.shape[1])
 
 
@@ -44,7 +49,9 @@ SHAPES = [(60, 8), (30, 100)]
 
 
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(0, 3), st.integers(0, 1000))
-def test_sums_over_sites_are_the_covariances_of_all_patients(patients: int, columns: int, responses: int, seed: int) -> None:
+def test_sums_over_sites_are_the_covariances_of_all_patients(
+    patients: int, columns: int, responses: int, seed: int
+) -> None:
     values, wanted = drawn(patients, columns, responses, seed)
     found = at_sites(values, wanted)
     assert found.patients == patients
@@ -107,7 +114,7 @@ def test_the_strongest_are_the_largest_and_the_first_of_equals() -> None:
 
 
 @pytest.mark.parametrize("spoil", [lambda v: v[:-1], lambda v: np.append(v, 0), lambda v: v * np.nan, lambda v: -v])
-def test_sums_that_cannot_be_are_refused(spoil) -> None:
+def test_sums_that_cannot_be_are_refused(spoil: Callable[[Values], Values]) -> None:
     values, wanted = drawn(5, 3, 2)
     sums = moment_sums(values, wanted)
     assert len(sums) == moments_size(3, 2)

@@ -98,7 +98,9 @@ def patients(n: int = 6) -> tuple[Tensor, Tensor]:
 
 SHOWN = ("graph and sets", "attention", "pathways")
 CASES = [(e, {"fusion": f}) for e in SHOWN for f in FUSIONS] + [(e, {"size": s}) for e in SHOWN for s in SIZES]
-each_case = pytest.mark.parametrize(("encoder", "model"), CASES, ids=[f"{e}-{next(iter(m.values()))}" for e, m in CASES])
+each_case = pytest.mark.parametrize(
+    ("encoder", "model"), CASES, ids=[f"{e}-{next(iter(m.values()))}" for e, m in CASES]
+)
 each_encoder = pytest.mark.parametrize("encoder", ENCODERS)
 
 
@@ -225,7 +227,9 @@ def test_a_gene_reaches_as_far_as_there_are_layers(files: Path) -> None:
         mixed = values
         for layer in made.layers:
             mixed = layer(mixed, torch.ones(1, 5, dtype=torch.float64))
-        touched = [bool(torch.autograd.grad(mixed[0, g].sum(), values, retain_graph=True)[0][0, 0].any()) for g in range(5)]
+        touched = [
+            bool(torch.autograd.grad(mixed[0, g].sum(), values, retain_graph=True)[0][0, 0].any()) for g in range(5)
+        ]
         assert touched == [g < reached for g in range(5)]
 
 
@@ -263,12 +267,18 @@ def test_absent_parts_of_a_set_are_told_from_zeros(files: Path) -> None:
 @pytest.mark.parametrize(
     ("genes", "message"),
     [
-        ({"encoder": "graph", "patterns": ["{gene}_rna"]}, "genes.graph: goes with encoder = 'graph', and only with it"),
+        (
+            {"encoder": "graph", "patterns": ["{gene}_rna"]},
+            "genes.graph: goes with encoder = 'graph', and only with it",
+        ),
         (modality("graph") | {"encoder": "linear"}, "genes.graph: goes with encoder = 'graph', and only with it"),
         (modality("graph", patterns=["*_rna"]), r"genes.graph: encoder = 'graph' reads genes: it needs patterns"),
         (modality("graph", patterns=["{gene}_*"]), "it needs patterns"),
         (modality("pathways"), "genes.pathways: is missing"),
-        ({"patterns": ["{gene}_rna"], "pathways": named(SETS, "sets.gmt")}, "genes.pathways: goes with encoder = 'graph'"),
+        (
+            {"patterns": ["{gene}_rna"], "pathways": named(SETS, "sets.gmt")},
+            "genes.pathways: goes with encoder = 'graph'",
+        ),
         (modality("pathways", sets=True, tokens=3), "genes.tokens: encoder = 'pathways' makes its own tokens"),
         (modality("graph", graph=named(EDGES, "../graph.txt")), "genes.graph.file: must lie beside the study"),
         (modality("graph", graph=named(EDGES, "g") | {"sha256": "0"}), "genes.graph.sha256: "),

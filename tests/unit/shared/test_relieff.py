@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -53,9 +55,7 @@ def by_definition(values: Values, classes: list[int], neighbours: int, hospital:
 def test_weights_from_sites_are_those_of_all_patients_each_against_his_own_hospital(neighbours: int) -> None:
     values, classes, _ = drawn(40)
     cuts = (0, 5, 22, 40)
-    parts = [
-        class_sums(values[a:b], classes[a:b], 3, neighbours) for a, b in zip(cuts, cuts[1:], strict=False)
-    ]
+    parts = [class_sums(values[a:b], classes[a:b], 3, neighbours) for a, b in itertools.pairwise(cuts)]
     hospital = [sum(i >= c for c in cuts[1:]) for i in range(40)]
     found = class_weights(np.sum(parts, axis=0), np.bincount(classes, minlength=3).astype(float))
     np.testing.assert_allclose(found, by_definition(values, classes.tolist(), neighbours, hospital), atol=1e-12)
