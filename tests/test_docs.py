@@ -15,7 +15,7 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
-from oncofed_shared import messages, plan, plan_modalities
+from oncofed_shared import messages, plan, plan_modalities, plan_reduction
 from oncofed_simulations.synthetic import CohortSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -32,6 +32,13 @@ STUDY = {
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
     "`[modalities.NAME.patch.ROLE]`": plan_modalities.RegionPatch,
+    "`[modalities.NAME.graph]`": plan_modalities.GeneGraph,
+    "`[modalities.NAME.pathways]`": plan_modalities.GeneSets,
+    "`[modalities.NAME.reduction]`, principal components": plan_reduction.PrincipalComponents,
+    "`[modalities.NAME.reduction]`, LASSO": plan_reduction.Lasso,
+    "`[modalities.NAME.reduction]`, ReliefF": plan_reduction.ReliefF,
+    "`[modalities.NAME.reduction]`, autoencoder": plan_reduction.Autoencoder,
+    "`[modalities.NAME.reduction]`, group LASSO": plan_reduction.GroupLasso,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,
@@ -118,7 +125,7 @@ def test_a_reference_says_which_words_a_key_may_have(page, section, model):
 
 
 def test_every_model_of_a_file_has_its_table():
-    modules = (plan, plan_modalities, settings)
+    modules = (plan, plan_modalities, plan_reduction, settings)
     made = {m for module in modules for m in vars(module).values() if isinstance(m, type)}
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
     documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}

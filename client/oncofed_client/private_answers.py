@@ -19,7 +19,7 @@ from oncofed_client.rounds import LocalUpdate
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, no_sums, prepare
 from oncofed_shared.layout import fingerprint
-from oncofed_shared.messages import Evaluate, Request, Summarise, Train
+from oncofed_shared.messages import Evaluate, Reduce, Request, Summarise, Train
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 
@@ -53,7 +53,7 @@ def guard(plan: Plan, site: str, request: Request) -> None:
         return
     member = site in privacy.patients
     match request:
-        case Summarise():
+        case Summarise() | Reduce():
             raise PolicyRefusal("a private plan has no statistics of patients", code="uncharged-statistics")
         case Train() if not member:
             raise PolicyRefusal(f"privacy.patients has no '{site}'", code="not-in-roster")
@@ -81,7 +81,7 @@ def check_preparation(plan: Plan, preparation: Preparation) -> None:
 
 def _only_shares(request: Request) -> None:
     match request:
-        case Summarise():
+        case Summarise() | Reduce():
             raise PolicyRefusal("a private plan has no statistics of patients", code="uncharged-statistics")
         case Train():
             raise PolicyRefusal("this plan's updates leave as masked shares alone", code="unmasked-update")

@@ -30,7 +30,15 @@ from oncofed_client.source import Source
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_columns, column_sums
+from oncofed_shared.features import (
+    REDUCTION,
+    Preparation,
+    check_columns,
+    column_sums,
+    network_columns,
+    scaled_input,
+)
+from oncofed_shared.gene_graph import check_gene_files
 from oncofed_shared.holders import sent_counts
 from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
@@ -44,6 +52,8 @@ from oncofed_shared.messages import (
     Head,
     Open,
     Ready,
+    Reduce,
+    Reduced,
     Refusal,
     Reply,
     Request,
@@ -56,6 +66,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.noised_tables import coarse_counts, placed_grid, score_histogram
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.reduction_sums import Patients, site_sums
 from oncofed_shared.ring import encode_update
 from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
@@ -165,6 +176,8 @@ class Site:
                 labels = {t: v[rows] for t, v in cohort.labels.items()}
                 sums = column_sums(plan, request.columns, values, cohort.columns, labels)
                 return Summary(head=head, site=self.name, sums=sums)
+            case Reduce():
+                return self._reduce(plan, request)
             case Open(head=head):
                 session = self._made(plan, head, request.columns, request.arrays)
                 self._reserve(session, head)
@@ -174,6 +187,19 @@ class Site:
                 return Ready(head=head, site=self.name)
             case _:
                 return self._worked(plan, request)
+
+    def _reduce(self, plan: Plan, request: Reduce) -> Reduced:
+        """Sums of the plan's reductions, over the columns as they are scaled."""
+        preparation = Preparation.from_arrays(plan, request.columns, request.arrays, reduced=False)
+        cohort, head = self.source.cohort(plan), request.head
+        rows = self._rows(plan, cohort, head.trial, "train")
+        values = {m: v[rows] for m, v in cohort.values.items()}
+        scaled, seen = scaled_input(plan, preparation, values, cohort.columns)
+        labels = {t: v[rows] for t, v in cohort.labels.items()}
+        agreed = {n.removeprefix(REDUCTION): a for n, a in request.arrays.items() if n.startswith(REDUCTION)}
+        patients = Patients(values=scaled, seen=seen, labels=labels)
+        sums = site_sums(plan, preparation, agreed, request.number, patients)
+        return Reduced(head=head, site=self.name, sums=sums)
 
     def _worked(self, plan: Plan, request: Train | Evaluate | Exchange | Contribute) -> Reply:
         """What needs an open session, or the keys of one."""
@@ -209,6 +235,7 @@ class Site:
             PolicyRefusal: no consent, or fewer patients than the policy asks for.
             DataError: the files are wrong.
         """
+        check_gene_files(plan)
         objections = policy_objections(plan, self.policy) if self.policy is not None else ()
         if objections:
             raise PolicyRefusal(*objections, code="policy")
@@ -234,7 +261,7 @@ class Site:
     def _made(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         check_preparation(plan, preparation)
-        bench = self.scratch.bench(plan, preparation.columns, seed=head.trial.seed)
+        bench = self.scratch.bench(plan, network_columns(plan, preparation), seed=head.trial.seed)
         if plan.privacy.noise != "none":
             self.private.check(plan, bench.network, width=preparation.width)
         return Session(

@@ -2,7 +2,8 @@
 
     phase      asks            of whom                 when all have answered
     DESCRIBE   Describe        everybody               SUMMARISE, or OPEN under a private plan
-    SUMMARISE  Summarise       trainers                OPEN
+    SUMMARISE  Summarise       trainers                REDUCE where the plan reduces columns by sums, or OPEN
+    REDUCE     Reduce          trainers                REDUCE until its reductions are agreed, then OPEN
     OPEN       Open            everybody               TRAIN
     TRAIN      Train           trainers                VALIDATE every n rounds, TRAIN, or TEST after the last
     VALIDATE   Evaluate        evaluators              TRAIN or TEST
@@ -25,10 +26,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_server.reductions import check_reduced, reduce_request, with_reduction
 from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
+from oncofed_shared.features import Preparation, check_sums, network_columns, no_sums, prepare, unite
+from oncofed_shared.group_lasso import grouped, shrunk
 from oncofed_shared.holders import constant_behind, patients_behind, sent_counts
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
@@ -41,6 +44,7 @@ from oncofed_shared.messages import (
     Head,
     Open,
     Ready,
+    Reduced,
     Refusal,
     Reply,
     Request,
@@ -53,6 +57,7 @@ from oncofed_shared.messages import (
 )
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.reduction import Agreed, begin, finished, next_agreed
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
 from oncofed_strategies import STRATEGIES, ServerState, Sums, advance, control, init
@@ -67,6 +72,7 @@ class Phase(enum.Enum):
 
     DESCRIBE = "describe"
     SUMMARISE = "summarise"
+    REDUCE = "reduce"
     OPEN = "open"
     TRAIN = "train"
     VALIDATE = "validate"
@@ -160,6 +166,7 @@ class State:
         participants: per finished round the sites behind it; empty where every site is asked in every round.
         columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
+        agreed: what is agreed of the plan's reductions, while they go on, and `behind` the sites whose sums are in it.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
@@ -181,6 +188,8 @@ class State:
     excluded: Mapping[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    agreed: Agreed | None = None
+    behind: frozenset[str] = frozenset()
     total: NDArray[np.uint64] | None = None
     tally: Tally = field(default_factory=Tally)
     divergence: tuple[Divergence | None, ...] = ()
@@ -267,7 +276,7 @@ class Aggregator:
     def _network(self) -> FusionNetwork:
         """A network of the agreed columns with its first values."""
         if self._built is None:
-            self._built = build(self.plan, self._prepared().columns, seed=self.trial.seed)
+            self._built = build(self.plan, network_columns(self.plan, self._prepared()), seed=self.trial.seed)
         return self._built
 
     def shared_parameters(self) -> dict[str, NDArray[Any]]:
@@ -314,6 +323,7 @@ class Aggregator:
         names = {
             Phase.DESCRIBE: roster.everybody,
             Phase.SUMMARISE: roster.trainers,
+            Phase.REDUCE: roster.trainers,
             Phase.OPEN: roster.everybody,
             Phase.TRAIN: roster.trainers,
             Phase.VALIDATE: roster.evaluators,
@@ -367,6 +377,9 @@ class Aggregator:
             return lambda _: Describe(head=head)
         if state.phase is Phase.SUMMARISE:
             return lambda _: Summarise(head=head, columns=state.columns)
+        if state.phase is Phase.REDUCE and state.agreed is not None:
+            asked = reduce_request(head, self._prepared(), state.agreed)
+            return lambda _: asked
         if state.phase is Phase.OPEN:
             preparation = self._prepared()
             opening = Open(head=head, columns=preparation.columns, arrays=preparation.arrays())
@@ -435,9 +448,8 @@ class Aggregator:
                 if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
                     raise RemoteProtocolError("its numbers of patients are not those of the parts")
                 return {"descriptions": {**state.descriptions, reply.site: reply}}
-            case Phase.SUMMARISE, Summary():
-                check_sums(self.plan, state.columns, reply.sums)
-                return {"sums": {**state.sums, reply.site: reply.sums}}
+            case (Phase.SUMMARISE, Summary()) | (Phase.REDUCE, Reduced()):
+                return self._summed(reply)
             case Phase.OPEN, Ready():
                 return {}
             case Phase.TRAIN, Update():
@@ -450,6 +462,17 @@ class Aggregator:
                 return {"tables": {**state.tables, reply.site: self._counts(reply)}}
             case _:
                 raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+
+    def _summed(self, reply: Reply) -> dict[str, Any]:
+        state = self.state
+        match reply:
+            case Summary():
+                check_sums(self.plan, state.columns, reply.sums)
+            case Reduced() if state.agreed is not None:
+                check_reduced(self.plan, state.columns, state.agreed, reply)
+            case _:
+                raise RemoteProtocolError(f"answered {type(reply).__name__} in phase {state.phase.value}")
+        return {"sums": {**state.sums, reply.site: reply.sums}}
 
     def _added(self, reply: Update) -> dict[str, Any]:
         state, size = self.state, self.layout.size
@@ -470,20 +493,18 @@ class Aggregator:
         return dense(size, reply.cells, reply.counts)
 
     def _advance(self, now: float) -> list[Outgoing]:
-        match self.state.phase:
-            case Phase.DESCRIBE:
-                return self._summarise(now)
-            case Phase.SUMMARISE:
-                return self._agree(now)
-            case Phase.OPEN:
-                return self._after_round(now)
-            case Phase.TRAIN:
-                return self._finish_round(now)
-            case Phase.VALIDATE:
-                return self._next_round(now)
-            case _:
-                self.state = replace(self.state, phase=Phase.DONE)
-                return []
+        follows = {
+            Phase.DESCRIBE: self._summarise,
+            Phase.SUMMARISE: self._agree,
+            Phase.REDUCE: self._reduced,
+            Phase.OPEN: self._after_round,
+            Phase.TRAIN: self._finish_round,
+            Phase.VALIDATE: self._next_round,
+        }.get(self.state.phase)
+        if follows is not None:
+            return follows(now)
+        self.state = replace(self.state, phase=Phase.DONE)
+        return []
 
     def _columns(self) -> Columns:
         return unite(self.plan, [self.state.descriptions[t].columns for t in self._members(Phase.SUMMARISE)])
@@ -505,14 +526,40 @@ class Aggregator:
         parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
         sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
-        network = self._built = build(self.plan, columns, seed=self.trial.seed)
+        agreed = begin(self.plan, columns, self.trial.seed)
+        if finished(self.plan, columns, agreed):
+            return self._begin_training(preparation, now)
+        self.state = replace(state, preparation=preparation, agreed=agreed, behind=frozenset(sites), sums={})
+        return self._enter(Phase.REDUCE, now)
+
+    def _reduced(self, now: float) -> list[Outgoing]:
+        """All sums of an exchange about the plan's reductions are there: agree, and ask for the next one."""
+        state, sites = self.state, self._members(Phase.REDUCE)
+        if state.agreed is None or state.behind != set(sites):
+            # Somebody left: what he had a share in is agreed anew, without him.
+            return self._summarise(now)
+        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
         try:
+            agreed = next_agreed(self.plan, state.columns, state.agreed, sums)
+        except RemoteProtocolError as error:
+            return self._fail(str(error))
+        if finished(self.plan, state.columns, agreed):
+            return self._begin_training(with_reduction(self._prepared(), agreed), now)
+        self.state = replace(state, agreed=agreed, sums={})
+        return self._enter(Phase.REDUCE, now)
+
+    def _begin_training(self, preparation: Preparation, now: float) -> list[Outgoing]:
+        state, columns = self.state, network_columns(self.plan, preparation)
+        if not any(columns.values()):
+            return self._fail("the plan's reductions leave nothing for the network to read")
+        try:
+            network = self._built = build(self.plan, columns, seed=self.trial.seed)
             self._layout = shared_layout(self.plan, network)
         except ConfigError as error:
             return self._fail(str(error))
         self._local = initial_local(self._layout, network)
         first = self._layout.flatten({n: p.detach().numpy() for n, p in network.named_parameters()})
-        self.state = replace(state, preparation=preparation, server=init(first), sums={})
+        self.state = replace(state, preparation=preparation, server=init(first), sums={}, agreed=None)
         return self._enter(Phase.OPEN, now)
 
     def _next_round(self, now: float) -> list[Outgoing]:
@@ -568,7 +615,11 @@ class Aggregator:
         if state.server is None:
             message = "there is no model yet"
             raise RemoteProtocolError(message)
-        server = advance(self.plan, state.server, sums, progress=(state.round - 1) / self.plan.training.rounds)
+        progress = (state.round - 1) / self.plan.training.rounds
+        server = advance(self.plan, state.server, sums, progress=progress)
+        if grouped(self.plan):
+            made = shrunk(self.plan, self._prepared(), server.parameters, seed=self.trial.seed, progress=progress)
+            server = replace(server, parameters=made)
         if not np.all(np.isfinite(server.parameters)):
             return self._fail("the model diverged; lower training.rate or strategy.rate")
         self.state = replace(

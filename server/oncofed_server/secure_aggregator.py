@@ -27,6 +27,7 @@ from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
 from oncofed_server.secure_sums import SecureSums
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
+from oncofed_shared.features import network_columns
 from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Head, Reply, Request, Trial
 from oncofed_shared.network import build
 from oncofed_shared.noised_tables import coarse_entries, coarse_size, histogram_size, placed_grid
@@ -237,7 +238,7 @@ class SecureAggregator(Aggregator):
         return -self.plan.training.rate * (gradient + decay * weights + l1 * np.sign(weights))
 
     def _penalties(self) -> tuple[torch.Tensor, torch.Tensor]:
-        network = build(self.plan, self._prepared().columns, seed=self.trial.seed)
+        network = build(self.plan, network_columns(self.plan, self._prepared()), seed=self.trial.seed)
         return strengths(self.plan, network)
 
     def _next_round(self, now: float) -> list[Outgoing]:

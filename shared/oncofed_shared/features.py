@@ -7,7 +7,7 @@ training, evaluation and prediction share.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,20 +15,27 @@ from numpy.typing import NDArray
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern
+from oncofed_shared.reduced import check_reduction, reduced, reduced_columns
 
 __all__ = [
+    "REDUCTION",
     "Preparation",
     "check_columns",
     "check_sums",
     "column_sums",
     "encoded_columns",
+    "network_columns",
     "no_sums",
     "prepare",
     "prepared_input",
+    "scaled_input",
     "unite",
+    "with_kept",
 ]
 
 Values = NDArray[np.float64]
+REDUCTION = "reduction."
+"""Before the names of a reduction's arrays, in messages and checkpoints."""
 MINMAX_SPREAD = 3.0
 """Without a declared range, min-max scaling maps mean - 3 sd .. mean + 3 sd to 0 .. 1."""
 
@@ -42,6 +49,7 @@ class Preparation:
         center, spread: (columns,) over all modalities in that order, after the transform.
         fill: (columns,) the consortium's mean, scaled: what `missing = "impute"` puts into a gap.
         class_weights: per classification task (classes,).
+        reduction: what a plan's reductions fixed, flat, by `<modality>.<what>`; see `reduced`.
     """
 
     columns: Columns
@@ -49,6 +57,7 @@ class Preparation:
     spread: Values
     fill: Values
     class_weights: Mapping[str, Values]
+    reduction: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -58,16 +67,24 @@ class Preparation:
     def arrays(self) -> Arrays:
         """The numbers, by name, for a message or a checkpoint."""
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
-        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights}
+        fixed = {f"{REDUCTION}{name}": a for name, a in self.reduction.items()}
+        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed}
 
     @classmethod
-    def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays) -> Preparation:
+    def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays, *, reduced: bool = True) -> Preparation:
         """Inverse of `arrays`.
+
+        Args:
+            reduced: whether the plan's reductions are agreed; before that there are none of their arrays.
 
         Raises:
             RemoteProtocolError: a name or a length does not fit the plan and the columns, or a number is not finite.
         """
         check_columns(plan, columns)
+        fixed = {n.removeprefix(REDUCTION): a for n, a in arrays.items() if n.startswith(REDUCTION)}
+        arrays = {n: a for n, a in arrays.items() if not n.startswith(REDUCTION)}
+        if reduced:
+            check_reduction(plan, columns, fixed)
         width = sum(len(c) for c in columns.values())
         classes = {n: len(t.classes) for n, t in plan.tasks.items() if isinstance(t, ClassificationTask)}
         wanted = dict.fromkeys(("center", "spread", "fill"), width) | {
@@ -83,7 +100,35 @@ class Preparation:
             spread=arrays["spread"],
             fill=arrays["fill"],
             class_weights={n: arrays[f"class_weights.{n}"] for n in classes},
+            reduction=fixed if reduced else {},
         )
+
+
+def network_columns(plan: Plan, preparation: Preparation) -> Columns:
+    """Names of what the network reads, by modality: the columns, or what they are reduced to."""
+    return reduced_columns(plan, preparation.columns, preparation.reduction)
+
+
+def with_kept(preparation: Preparation, kept: Mapping[str, NDArray[np.int64]]) -> Preparation:
+    """The preparation with some columns of some modalities.
+
+    Args:
+        kept: modality -> places of the columns that stay.
+    """
+    columns, places, start = {}, [], 0
+    for name, own in preparation.columns.items():
+        chosen = kept.get(name, np.arange(len(own)))
+        columns[name] = tuple(own[i] for i in chosen.tolist())
+        places.append(start + chosen)
+        start += len(own)
+    whole = np.concatenate(places)
+    return replace(
+        preparation,
+        columns=columns,
+        center=preparation.center[whole],
+        spread=preparation.spread[whole],
+        fill=preparation.fill[whole],
+    )
 
 
 def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
@@ -279,6 +324,18 @@ def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:
 
 
 def prepared_input(
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+) -> tuple[Values, NDArray[np.bool_]]:
+    """Scale and reduce a site's values: what the network reads.
+
+    Returns:
+        (n, inputs) both, as `scaled_input`, in the order of `network_columns`.
+    """
+    scaled, seen = scaled_input(plan, preparation, values, own)
+    return reduced(plan, preparation.columns, preparation.reduction, scaled, seen)
+
+
+def scaled_input(
     plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
 ) -> tuple[Values, NDArray[np.bool_]]:
     """Scale a site's values.

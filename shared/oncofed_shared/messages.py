@@ -6,6 +6,7 @@ nobody checks it again. A request carries a `Head`; its reply repeats session, s
     aggregator -> site      site -> aggregator
     Describe                Description      which columns and how many patients a site has
     Summarise               Summary          sums per column, for scaling
+    Reduce                  Reduced          sums by which many columns become few inputs
     Open                    Ready            the preparation that training and evaluation use from now on
     Train                   Update           sum over patients of the update, as ring elements
     Evaluate                Tables           tables of counts
@@ -47,6 +48,8 @@ __all__ = [
     "Message",
     "Open",
     "Ready",
+    "Reduce",
+    "Reduced",
     "Refusal",
     "Request",
     "Summarise",
@@ -138,6 +141,30 @@ class Summarise:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
     """Sums over the training patients: see `features.Sums` for the order."""
+
+    head: Head
+    site: str
+    sums: NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduce:
+    """Ask for the sums of the plan's reductions.
+
+    Attributes:
+        number: of exchanges about them that are over.
+        columns, arrays: the preparation so far, and under `reduction.` what is agreed of the reductions.
+    """
+
+    head: Head
+    number: int
+    columns: Columns
+    arrays: Arrays
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reduced:
+    """Sums over the training patients: see `reduction` for the order."""
 
     head: Head
     site: str
@@ -287,8 +314,8 @@ class Refusal:
     text: str
 
 
-Request = Describe | Summarise | Open | Train | Evaluate | Exchange | Contribute
-Reply = Description | Summary | Ready | Update | Tables | Exchanged | Contribution | Refusal
+Request = Describe | Summarise | Reduce | Open | Train | Evaluate | Exchange | Contribute
+Reply = Description | Summary | Reduced | Ready | Update | Tables | Exchanged | Contribution | Refusal
 Message = Request | Reply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
 _DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial, Formation)}

@@ -26,6 +26,7 @@ class EncoderShape:
         columns: names of the columns that it reads, one or more, in the agreed order.
         width: length of a token.
         dropout: of the plan's training.
+        files: folder of the files that the plan names by their hash.
     """
 
     name: str
@@ -33,6 +34,7 @@ class EncoderShape:
     columns: tuple[str, ...]
     width: int
     dropout: float
+    files: str | None = None
 
 
 class Encoder(nn.Module, ABC):

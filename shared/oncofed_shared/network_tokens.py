@@ -10,12 +10,17 @@ from torch import Tensor, nn
 
 from oncofed_shared.messages import Columns
 from oncofed_shared.network_encoder import Encoder, EncoderShape
+from oncofed_shared.network_graph import GeneGraphNetwork, Pathways
 from oncofed_shared.network_image import Cnn
 from oncofed_shared.plan import Modality, Plan, compile_pattern
 
 __all__ = ["ENCODERS", "Tokenisers", "token_columns", "voxels"]
 
-ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {"cnn": Cnn}
+ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {
+    "cnn": Cnn,
+    "graph": GeneGraphNetwork,
+    "pathways": Pathways,
+}
 """Every `[modalities.NAME] encoder` but the linear one."""
 EARLY = "early"
 """The fusion that makes no tokens of columns."""
@@ -106,6 +111,7 @@ class Tokenisers(nn.Module):
                     columns=columns[m],
                     width=plan.model.width,
                     dropout=plan.training.dropout,
+                    files=plan.simulation.files,
                 )
             )
             for m in self.owners

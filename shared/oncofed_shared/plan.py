@@ -41,6 +41,7 @@ from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, S
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_tasks import ClassificationTask, SurvivalTask, Task
 from oncofed_shared.plan_training import Strategy, Training
+from oncofed_shared.reduction_rules import group_lasso_mistakes, reduction_mistakes
 from oncofed_shared.rules import MODES, verdict
 from oncofed_shared.strict import Frozen, read_toml, validate
 
@@ -99,6 +100,8 @@ class Simulation(Frozen):
     Attributes:
         site: what a `site.toml` says, for folders that have none.
         cohort: arguments of `oncofed-simulate cohort`, for a study without `--sites`.
+        files: folder of the files about genes that the plan names by their hash, relative to the study; without it the
+            study's own.
         noise_seed: makes the noise of a private study repeatable, which protects nobody: whoever knows it can take the noise
             away. A deployed site has no way to be given one.
         search: key of the plan -> where `compare --search` looks for a better value.
@@ -106,6 +109,7 @@ class Simulation(Frozen):
 
     site: dict[str, Any] | None = None
     cohort: dict[str, Any] | None = None
+    files: str | None = None
     noise_seed: Annotated[int, Field(ge=0)] | None = None
     search: dict[str, Any] | None = None
 
@@ -133,6 +137,15 @@ class Plan(Frozen):
             message = f"no task has this name; there are {', '.join(tasks)}"
             raise ValueError(message)
         return main
+
+    @field_validator("modalities")
+    @classmethod
+    def _reduced_against(cls, modalities: dict[str, Modality], info: ValidationInfo) -> dict[str, Modality]:
+        tasks, main = info.data.get("tasks") or {}, info.data.get("main_task")
+        problems = reduction_mistakes(modalities, tasks.get(str(main)))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return modalities
 
     @field_validator("model")
     @classmethod
@@ -186,6 +199,7 @@ class Plan(Frozen):
         strategy = info.data.get("strategy")
         if strategy is not None and privacy.noise == "none" and strategy.holders is not None:
             problems.append("/strategy.holders: is for private plans; without privacy the sites say who has what")
+        problems += group_lasso_mistakes(info.data)
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
             if not found.legal:
@@ -229,4 +243,15 @@ def load(path: Path) -> Plan:
     Raises:
         ConfigError: with every mistake at once, each with its path in the file.
     """
-    return parse(read_toml(path), str(path))
+    return parse(_placed(read_toml(path), path.parent), str(path))
+
+
+def _placed(content: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With the folder of the files about genes, where the study names any: what is made of a plan must find them too."""
+    modalities, simulation = content.get("modalities"), content.get("simulation", {})
+    tables = modalities.values() if isinstance(modalities, dict) else ()
+    named = any(isinstance(m, dict) and {"graph", "pathways"} & set(m) for m in tables)
+    files = simulation.get("files", ".") if isinstance(simulation, dict) else None
+    if not named or not isinstance(files, str):
+        return content
+    return {**content, "simulation": {**simulation, "files": str((folder / files).resolve())}}

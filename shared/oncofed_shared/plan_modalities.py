@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from oncofed_shared.plan_fields import Distinct, Interval, Name, Positive, ascending
+from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
 from oncofed_shared.plan_imaging import RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
+from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
 from oncofed_shared.strict import Frozen
 
 __all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern", "side_of"]
@@ -82,7 +84,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
 
 
-Encoder = Literal["linear", "cnn"]
+Encoder = Literal["linear", "cnn", "graph", "pathways"]
 Side = Literal["imaging", "genes", "neither"]
 
 
@@ -108,8 +110,11 @@ class Modality(Frozen):
             ridge penalties by group (van de Wiel et al. 2016).
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
-        encoder: what makes tokens: `linear` maps of columns, or `cnn`, a convolutional network over `patch`; see
-            `network_tokens`.
+        encoder: what makes tokens: `linear` maps of columns; `cnn`, a convolutional network over `patch`; `graph`, a network
+            along a gene graph; `pathways`, a linear map for each gene set; see `network_tokens`.
+        graph: the gene graph of encoder `graph`; see `plan_genes`.
+        pathways: gene sets, a token for each, of the encoders `graph` and `pathways`.
+        reduction: how a few inputs are made of many columns; see `plan_reduction`.
         side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
@@ -134,19 +139,16 @@ class Modality(Frozen):
     extraction: RadiomicFeatures | None = None
     side: Side | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
+    graph: GeneGraph | None = None
+    pathways: GeneSets | None = None
+    reduction: Reduction | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        later = {
-            "encoder": "linear",
-            "emphasis": 1.0,
-            "genomics": None,
-            "extraction": None,
-            "patch": None,
-            "side": None,
-        }
+        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction")
+        later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
@@ -238,6 +240,42 @@ class Modality(Frozen):
             raise ValueError(message)
         return patch
 
+    @field_validator("graph")
+    @classmethod
+    def _along(cls, graph: GeneGraph | None, info: ValidationInfo) -> GeneGraph | None:
+        encoder = info.data.get("encoder", "graph" if graph else "linear")
+        if (graph is not None) != (encoder == "graph"):
+            message = f"goes with encoder = 'graph', and only with it; the encoder is '{encoder}'"
+            raise ValueError(message)
+        patterns = info.data.get("patterns", ("{gene}",)) or ()
+        plain = all("{gene}" in p and not set("{*") & set(p.replace("{gene}", "", 1)) for p in patterns)
+        if encoder in {"graph", "pathways"} and not (patterns and plain):
+            message = f"encoder = '{encoder}' reads genes: it needs patterns with {{gene}} once in each, and no *"
+            raise ValueError(message)
+        return graph
+
+    @field_validator("pathways")
+    @classmethod
+    def _grouped_by(cls, pathways: GeneSets | None, info: ValidationInfo) -> GeneSets | None:
+        encoder = info.data.get("encoder", "graph")
+        if pathways is None and encoder == "pathways":
+            message = "is missing; encoder = 'pathways' makes a token for each of its gene sets"
+            raise ValueError(message)
+        if pathways is not None and encoder not in {"graph", "pathways"}:
+            message = f"goes with encoder = 'graph' or 'pathways'; the encoder is '{encoder}'"
+            raise ValueError(message)
+        return pathways
+
+    @field_validator("reduction")
+    @classmethod
+    def _reducible(cls, reduction: Reduction | None, info: ValidationInfo) -> Reduction | None:
+        encoder = info.data.get("encoder", "linear")
+        selects = isinstance(reduction, Lasso | ReliefF) and encoder != "cnn"
+        if reduction is not None and encoder != "linear" and not selects:
+            message = f".kind: '{reduction.kind}' leaves nothing that encoder = '{encoder}' could read"
+            raise ValueError(message)
+        return reduction
+
     @field_validator("spread")
     @classmethod
     def _constants(cls, spread: float | None, info: ValidationInfo) -> float | None:
@@ -259,9 +297,14 @@ class Modality(Frozen):
 
 
 def side_of(modality: Modality) -> Side:
-    """The side of a modality: as the plan says, or imaging where it is made of images, and genes where of sequencing files."""
+    """The side of a modality: as the plan says, or by what it is made of.
+
+    Without a word of the plan it is imaging if made of images, and genes if made of sequencing files, or read along a gene graph
+    or by gene sets.
+    """
     if modality.side is not None:
         return modality.side
     if modality.patch is not None or modality.extraction is not None:
         return "imaging"
-    return "genes" if modality.genomics is not None else "neither"
+    genes = (modality.genomics, modality.graph, modality.pathways)
+    return "genes" if any(g is not None for g in genes) else "neither"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from oncofed_shared.plan_reduction import Statistical
 from oncofed_shared.strict import Frozen
 
 if TYPE_CHECKING:
@@ -211,6 +212,11 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     found: list[str] = []
     for name, modality in (plan.get("modalities") or {}).items():
         found += _scaling(name, modality)
+        if isinstance(modality.reduction, Statistical):
+            found.append(
+                f"/modalities.{name}.reduction.kind: '{modality.reduction.kind}' releases sums over patients that no epsilon is "
+                "charged for; with privacy only 'group_lasso' can be used"
+            )
     found += [
         f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
         for name, task in (plan.get("tasks") or {}).items()

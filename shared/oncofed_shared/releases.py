@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.reduction_rules import uncharged_reductions
 
 __all__ = ["uncharged"]
 
@@ -16,7 +17,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         runs: how often a simulation trains over the same patients; epsilon is of one of them.
 
     Guarantees:
-        - Without privacy that is all that leaves.
+        - Without privacy that is all that leaves; sums of reductions are named one by one.
         - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells.
     """
     parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
@@ -25,6 +26,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         return (
             "column names and numbers of patients of each site",
             "sums per column over each site's training patients (scaling, class weights)",
+            *uncharged_reductions(plan.modalities),
             "each site's update and mean training loss in every round",
             _TABLES.format(parts="validation and test"),
         )

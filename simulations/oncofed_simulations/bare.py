@@ -14,7 +14,7 @@ from oncofed_client.session import training_set
 from oncofed_client.site import Site
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.features import Preparation
+from oncofed_shared.features import Preparation, network_columns
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.messages import Trial
 from oncofed_shared.network import FusionNetwork, build
@@ -64,8 +64,8 @@ def train(plan: Plan, preparation: Preparation, sets: Sequence[TrainingSet]) -> 
     No messages, no bytes, no consent, no evaluation, nothing on disk. In every round a network takes the global
     parameters, makes its local steps at a site, and is added to the mean; the server's optimiser then moves the global ones.
     """
-    server_network = build(plan, preparation.columns, seed=TRIAL.seed)
-    network = build(plan, preparation.columns, seed=TRIAL.seed)
+    server_network = build(plan, network_columns(plan, preparation), seed=TRIAL.seed)
+    network = build(plan, network_columns(plan, preparation), seed=TRIAL.seed)
     network.train()
     weights, local = list(server_network.parameters()), list(network.parameters())
     server, groups = _server(plan, weights), _groups(plan, network)
@@ -136,7 +136,7 @@ class Workload:
         plan, preparation = self.plan, self.reference.state.preparation
         if preparation is None:
             raise ConfigError("the study did not run")
-        networks = [build(plan, preparation.columns, seed=TRIAL.seed).train() for _ in self.sets]
+        networks = [build(plan, network_columns(plan, preparation), seed=TRIAL.seed).train() for _ in self.sets]
         rate, momentum = plan.training.rate / 10, plan.training.momentum
         optimisers = [torch.optim.SGD(_groups(plan, n), lr=rate, momentum=momentum) for n in networks]
         for _ in range(plan.training.rounds):

@@ -13,6 +13,7 @@ from sksurv.metrics import concordance_index_censored
 from oncofed_client.session import training_set
 from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_shared.features import network_columns
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.losses import predict
 from oncofed_shared.messages import Head
@@ -33,7 +34,7 @@ def score_patients(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
     if preparation is None:
         return
     head = Head(session=run.session, step=0, attempt=0, plan_hash=plan.hash, trial=run.trial)
-    network = build(plan, preparation.columns, seed=0)
+    network = build(plan, network_columns(plan, preparation), seed=0)
     aggregator = Aggregator(plan, Roster(trainers=(), evaluators=()), run.trial, session="", state=run.state)
     parameters = aggregator.parameters()
     network.eval()
