@@ -28,6 +28,7 @@ from oncofed_client.door_checks import (
     check_clock,
     check_epoch,
     check_model_shown,
+    check_plan_key,
     check_run,
     check_scope,
     known_study,
@@ -167,6 +168,7 @@ class Door:
         message = case.message = message_of(request)
         case.head = message.head
         check_addressed(request, approval, site=site)
+        check_plan_key(study, self.site.policy)
         case.now = check_clock(study, clock=self._clock(), last=self._last_entry())
         epoch = check_epoch(self.state, request, study, site=site, key=public_of(self._key), now=case.now)
         members = members_of(study, epoch)

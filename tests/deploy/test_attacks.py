@@ -436,3 +436,13 @@ def test_policy_is_the_sites_last_word(world):
     assert door.site.policy is not None
     door.site.policy = door.site.policy.model_copy(update={"release": ("noised-sums",)})
     refused(world, Describe(head=head_of(world)), "policy")
+
+
+def test_a_plan_key_that_the_policy_does_not_have(world):
+    door = world.doors[SITE]
+    for keys, allowed in ((("0" * 64,), False), ((world.papers.study.plan_key.hex(), "0" * 64), True)):
+        door.site.policy = door.site.policy.model_copy(update={"plan_keys": keys})
+        if allowed:
+            works(world)
+        else:
+            refused(world, Describe(head=head_of(world)), "policy")
