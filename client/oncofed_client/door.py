@@ -12,6 +12,7 @@ Everything that may change while the process runs (approvals, withdrawals, revoc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import traceback
 from collections.abc import Callable, Mapping
@@ -115,7 +116,7 @@ class Door:
         log: Log = lambda event, fields: None,
     ) -> None:
         self.site, self.state = site, state
-        self._clock, self._log = clock, log
+        self._clock, self._logs = clock, log
         self._make_contributor = contributor
         self._contributor: Contributor | None = None
         self._key = identity_of(state)
@@ -126,6 +127,11 @@ class Door:
         """Close the site's files."""
         self._memory.close()
         self._receipts.close()
+
+    def _log(self, event: str, fields: Mapping[str, Any]) -> None:
+        """A line in the site's log. One that cannot be written changes no answer: receipts are what must not be lost."""
+        with contextlib.suppress(Exception):
+            self._logs(event, fields)
 
     def leaves_in(self, elapsed: float) -> float:
         """How many seconds a reply has to wait yet, `elapsed` seconds after its request arrived (protocol, rule 11)."""

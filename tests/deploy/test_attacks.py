@@ -6,6 +6,7 @@ The tests have the names that docs/threat-model.md gives them.
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from pathlib import Path
 
@@ -390,6 +391,26 @@ class TestBytes:
     @pytest.mark.parametrize("body", [b"", b"\x90", b"\xc1", bytes(5000)], ids=len)
     def test_malformed_but_signed(self, world, body):
         refused(world, body, "malformed")
+
+    def test_damaged_messages_under_a_good_signature(self, world):
+        """A hostile aggregator signs what it likes; a hundred thousand of these are in test_fuzz_airlock.py."""
+        bodies = []
+
+        def keep(outgoing):
+            if outgoing.site == SITE:
+                bodies.append(to_bytes(outgoing.request))
+            return outgoing.request
+
+        run(world, aggregator_of(world), twist=keep, until=lambda a: a.state.phase.value == "test")
+        rng = random.Random(5)
+        for body in {len(b): b for b in bodies}.values():
+            for _ in range(20):
+                damaged = bytearray(body)
+                for _ in range(rng.choice((1, 1, 3))):
+                    damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+                content = world.seal(SITE, bytes(damaged[: rng.choice((len(body), rng.randrange(1, len(body))))]))
+                assert world.opened(SITE, content, world.hand(SITE, content))
+        assert "internal" not in world.logs[SITE].codes()
 
     def test_a_sites_own_message_is_no_request(self, world):
         head = head_of(world)

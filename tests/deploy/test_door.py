@@ -299,6 +299,17 @@ def test_a_defect_of_ours_leaves_as_a_code_and_no_text(world, monkeypatch):
     assert "SENTINEL-7" not in repr(reply) + repr(world.logs["site-1"].lines)
 
 
+def test_a_log_that_cannot_be_written_changes_no_answer(world):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    door = world.doors["site-1"]
+    door._logs = full
+    assert isinstance(world.ask("site-1", Describe(head=head_of(world))), Description)
+    assert world.ask("site-1", Describe(head=head_of(world, session="another-session"))).code == "other-run"
+    assert door.handle(b"") == REFUSED
+
+
 def test_a_refusal_is_sealed_and_has_a_code(world):
     reply = world.ask("site-1", Describe(head=head_of(world, session="another-session")))
     assert isinstance(reply, Refusal)
