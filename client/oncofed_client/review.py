@@ -113,7 +113,8 @@ def roster_objections(study: SignedStudy, state: Path, *, site: str, policy: Pol
     if now > study.expires:
         found.append("the study has expired; ask for one that is signed anew")
     newest = newest_roster(state, study.plan_key)
-    if newest is not None:
+    # An older epoch than the study's knows less than the study itself.
+    if newest is not None and newest.number >= study.epoch:
         standing = {s: newest.standing(s, k) for s, k in study.roster.items()}
         found += [
             f"by roster epoch {newest.number} the key of {s} is {word}"

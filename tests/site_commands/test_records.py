@@ -26,6 +26,7 @@ from oncofed_client.dossier import open_dossier
 from oncofed_client.identity import identity_of, public_half
 from oncofed_client.ledger import HEAD_FILE, LEDGER_FILE
 from oncofed_client.receipts import RECEIPTS_FILE, read_receipts
+from oncofed_server.aggregator import Phase
 from oncofed_shared.messages import Deliver, Head
 from oncofed_shared.model_seal import MODEL_FILES, seal_model
 from oncofed_shared.plan import Plan
@@ -56,7 +57,7 @@ def _life(folder: Path, plan: Plan, hospitals: Path, model: bytes) -> Lived:
     world = World.make(folder, plan, hospitals)
     aggregator = aggregator_of(world)
     run_world(world, aggregator)
-    assert aggregator.finished
+    assert aggregator.state.phase is Phase.DONE
     study = world.papers.study
     head = Head(session=study.session, step=999, attempt=0, plan_hash=plan.hash, trial=study.trial)
     seal = seal_model(study.id, model, b"{}", world.papers.step_key)

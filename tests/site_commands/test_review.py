@@ -169,6 +169,9 @@ def test_a_revoked_site_of_the_roster_is_an_objection(
     code, out, _ = run("review", papers.study(make_plan()), "--site", site)
     assert code == 4
     assert "by roster epoch 2 the key of site-3 is revoked" in out
+    # A study of a later epoch than any that came here was signed by somebody who knew more.
+    code, out, _ = run("review", papers.study(make_plan(), "later", epoch=3), "--site", site)
+    assert code == 0
 
 
 def test_an_approval_is_of_one_file_and_is_taken_back(
