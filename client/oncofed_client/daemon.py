@@ -129,7 +129,7 @@ def own_socket(socket: Path, *, group: str | None = None) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if group is not None:
-            shutil.chown(folder, group=group)
+            shutil.chown(folder, group=int(group) if group.isdigit() else group)
         # With the group's bit set, what is made in it belongs to the group too.
         folder.chmod(0o750 | stat.S_ISGID)
         descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
