@@ -12,7 +12,10 @@ import typer
 from rich.console import Console
 
 from oncofed_client.check import check_study, inventory
+from oncofed_client.commands_enrol import enrol_app
+from oncofed_client.commands_predict import predict
 from oncofed_client.init import propose_settings, write_settings
+from oncofed_client.options import Folder, OwnState, State
 from oncofed_client.prepare.cache import state_folder
 from oncofed_client.settings import (
     SETTINGS_FILE,
@@ -37,13 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
-OwnState = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="The site's own state, with its key and what is prepared; DIR.state without it."
-    ),
-]
+app.add_typer(enrol_app, name="enrol")
+app.command()(predict)
 
 
 @app.callback()
@@ -113,9 +111,6 @@ def preprocess(
     show_report(console, report, with_files=show_files)
 
 
-State = Annotated[Path, typer.Argument(metavar="DIR", help="The site's state folder, with its ledger and identity.")]
-
-
 @app.command()
 def ledger(
     state: State,
@@ -181,7 +176,7 @@ def _settings(folder: Path, plan: Plan | None) -> SiteSettings:
 def main() -> None:
     """Run the command; a mistake of the user's gives one message and an exit code, no traceback."""
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, obj=dict(os.environ))
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-site: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)
