@@ -30,10 +30,14 @@ def predict(
     settings = place.settings()
     manifest = check_beside(model)
     if manifest is None:
-        typer.echo(f"{model}: has no signed manifest beside it, so nobody vouches for it; `model fetch` brings one along.")
+        typer.echo(
+            f"{model}: has no signed manifest beside it, so nobody vouches for it; `model fetch` brings one along."
+        )
     else:
         typer.echo(f"{model}: is the model of study {manifest.study[:12]}, signed by {key_fingerprint(manifest.key)}")
     made = predict_site(folder, settings, read_model(model), state=place.state, out=out)
-    typer.echo(f"{out}: {made.patients} patients, {', '.join(made.columns)}. It names patients; it must not leave this site.")
+    typer.echo(
+        f"{out}: {made.patients} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."
+    )
     if made.left_out:
         typer.echo(f"{made.left_out} more lack what the model needs and have no row.")

@@ -16,7 +16,7 @@ import typer
 
 from oncofed_client.daemon_client import target
 from oncofed_client.gate.credentials import hand_over
-from oncofed_client.gate.node import check_enrolled
+from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
 from oncofed_client.no_network import interfaces, leave_network
 from oncofed_client.whereabouts import SitePlace, site_place
@@ -77,20 +77,26 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
             return
         check_enrolled(place.state)
         credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
-        words = _gate_words(credentials, home, path)
+        words, seen = _gate_words(credentials, home, path), environment_of(environment, home)
         if only is Part.GATE:
             # The process that stays is the small one: nothing that reads data is imported in it.
-            _become(words, gate_user)
+            _become(words, gate_user, seen)
         where = [str(folder), *(("--state", str(state)) if state else ()), "--socket", str(path)]
-        group = socket_group or (None if gate_user is None else str(_user(gate_user).pw_gid))
+        who = None if gate_user is None else _user(gate_user)
+        group = socket_group or (None if who is None else str(who.pw_gid))
         own = [*where, "--only", "daemon", *(("--socket-group", group) if group else ())]
         python = [sys.executable, "-m"]
         daemon = [*python, "oncofed_client.no_network", *python, "oncofed_client", "start", *own]
-        who = {} if gate_user is None else {"user": _user(gate_user).pw_uid, "group": _user(gate_user).pw_gid}
         keep(
             [
                 Program(name="daemon", command=lambda: daemon, environment=environment),
-                Program(name="gate", command=lambda: words, environment=environment, **who),
+                Program(
+                    name="gate",
+                    command=lambda: words,
+                    environment=seen,
+                    user=who and who.pw_uid,
+                    group=who and who.pw_gid,
+                ),
             ],
             stop=_until_told(),
             say=_tell,
@@ -140,10 +146,10 @@ def _user(name: str) -> pwd.struct_passwd:
         raise ConfigError(f"--gate-user {name}: there is no such user on this machine") from None
 
 
-def _become(words: list[str], user: str | None) -> None:
+def _become(words: list[str], user: str | None, seen: Mapping[str, str]) -> None:
     if user is not None:
         who = _user(user)
         os.setgroups([])
         os.setgid(who.pw_gid)
         os.setuid(who.pw_uid)
-    os.execv(words[0], words)  # noqa: S606 - our own words
+    os.execve(words[0], words, dict(seen))  # noqa: S606 - our own words
