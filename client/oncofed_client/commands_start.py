@@ -116,7 +116,7 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
     with own_socket(path, group=group):
         if interfaces():
             leave_network()
-        daemon = Daemon(path, lambda: open_door(data, state=place.state).handle)
+        daemon = Daemon(path, lambda: open_door(data, state=place.state))
         say("daemon.ready", socket=str(path), network=", ".join(interfaces()) or "none", pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -25,7 +26,7 @@ from oncofed_client.daemon_client import HANDLE, LONGEST_PATH, call, healthy, ta
 from oncofed_client.log_lines import NAMES, say
 from oncofed_shared.errors import DataError, LocalProtocolError, StorageError
 
-SECRET = "MRN-7719-ZEPHYRINE"
+NAME_OF_A_PATIENT = "MRN-7719-ZEPHYRINE"
 
 
 @pytest.fixture
@@ -35,10 +36,22 @@ def short() -> Iterator[Path]:
         yield Path(folder)
 
 
+@dataclass
+class Door:
+    """Answers with a function, and leaves at once or later."""
+
+    handle: Callable[[bytes], bytes]
+    tick: float = 0.0
+
+    def leaves_in(self, arrived: float, now: float) -> float:
+        assert arrived <= now
+        return arrived + self.tick - now
+
+
 @contextlib.contextmanager
-def serving(folder: Path, handle, **more) -> Iterator[Path]:
+def serving(folder: Path, handle, *, tick: float = 0.0, **more) -> Iterator[Path]:
     with own_socket(folder / "run" / "daemon.sock", **more) as socket:
-        daemon = Daemon(socket, lambda: handle)
+        daemon = Daemon(socket, lambda: Door(handle, tick))
         try:
             yield socket
         finally:
@@ -104,7 +117,7 @@ def test_one_request_at_a_time_and_always_in_the_thread_that_opened_the_door(sho
             inside.remove(content)
             return content
 
-        return handle
+        return Door(handle)
 
     with own_socket(short / "s") as socket:
         daemon = Daemon(socket, build)
@@ -142,9 +155,16 @@ def test_more_callers_than_a_gate_has_are_turned_away(short):
         assert all(c.result().value == b"x" for c, code in zip(calls, codes, strict=True) if code is grpc.StatusCode.OK)
 
 
-@pytest.mark.parametrize("error", [ValueError(SECRET), DataError(f"file.csv, row 3: {SECRET}")])
+def test_an_answer_leaves_when_the_door_says_and_not_before(short):
+    with serving(short, bytes, tick=0.4) as socket:
+        started = time.monotonic()
+        assert call(socket, b"x", patience=5.0) == b"x"
+        assert time.monotonic() - started >= 0.4
+
+
+@pytest.mark.parametrize("error", [ValueError(NAME_OF_A_PATIENT), DataError(f"file.csv, row 3: {NAME_OF_A_PATIENT}")])
 def test_an_error_leaves_as_a_constant_and_its_place_stays_in_the_log(short, capfd, error):
-    def fail(content: bytes) -> bytes:
+    def fail(_: bytes) -> bytes:
         raise error
 
     with serving(short, fail) as socket, grpc.insecure_channel(target(socket)) as channel:
@@ -156,7 +176,7 @@ def test_an_error_leaves_as_a_constant_and_its_place_stays_in_the_log(short, cap
         with pytest.raises(LocalProtocolError, match="INTERNAL"):
             call(socket, b"x", patience=5.0)
     out, err = capfd.readouterr()
-    assert SECRET not in out + err
+    assert NAME_OF_A_PATIENT not in out + err
     line = json.loads(err.splitlines()[0])
     assert line["event"] == "request.failed"
     assert line["error"] == type(error).__name__
@@ -197,13 +217,14 @@ def test_nobody_there_is_said_after_the_patience(short):
 
 SERVE = """
 import sys, time
+from types import SimpleNamespace
 from pathlib import Path
 from oncofed_client.daemon import Daemon, own_socket
 with own_socket(Path(sys.argv[1])) as socket:
     def handle(content):
         time.sleep(float(sys.argv[2]))
         return content + b"!"
-    daemon = Daemon(socket, lambda: handle)
+    daemon = Daemon(socket, lambda: SimpleNamespace(handle=handle, leaves_in=lambda arrived, now: 0.0))
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -239,7 +260,7 @@ def test_a_caller_outlives_the_daemon_that_is_killed_under_it(short):
 def test_a_log_line_has_names_from_a_list_and_is_one_line():
     stream = io.StringIO()
     with pytest.raises(ValueError, match="patient"):
-        say("x", to=stream, patient=SECRET)
+        say("x", to=stream, patient=NAME_OF_A_PATIENT)
     assert stream.getvalue() == ""
     say("x.done", to=stream, code="a\nb", bytes_in=3)
     (line,) = stream.getvalue().splitlines()
