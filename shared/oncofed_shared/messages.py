@@ -11,6 +11,8 @@ nobody checks it again. A request carries a `Head`; its reply repeats session, s
     Evaluate                Tables           tables of counts
     Exchange                Exchanged        set-up and opening of a secure sum (`secagg`)
     Contribute              Contribution     a masked, noised share of a step, or of the scores
+    Count                   Counted          before a study: about how many patients a site has
+    Deliver                 Delivered        after a study: its final model
                             Refusal          no, with a code
 """
 
@@ -37,8 +39,14 @@ __all__ = [
     "VERSION",
     "Contribute",
     "Contribution",
+    "Count",
+    "Counted",
+    "Deliver",
+    "Delivered",
     "Describe",
     "Description",
+    "Errand",
+    "ErrandReply",
     "Evaluate",
     "Exchange",
     "Exchanged",
@@ -287,10 +295,51 @@ class Refusal:
     text: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Count:
+    """Ask about how many patients a site has, before a study begins."""
+
+    head: Head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """Numbers of patients, rounded: `patients`, `modality MODALITY`, `task TASK`, `event TASK`, `class TASK.NUMBER`.
+
+    One that the site withholds, because fewer than its minimum are behind it, is not there.
+    """
+
+    head: Head
+    site: str
+    counts: Counts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deliver:
+    """The final model of a study: bytes of its files, and their digests signed by the step key (`model_seal`)."""
+
+    head: Head
+    model: bytes
+    manifest: bytes
+    seal: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivered:
+    """The site has stored the model; `digest` is its SHA-256 in hex."""
+
+    head: Head
+    site: str
+    digest: str
+
+
 Request = Describe | Summarise | Open | Train | Evaluate | Exchange | Contribute
 Reply = Description | Summary | Ready | Update | Tables | Exchanged | Contribution | Refusal
-Message = Request | Reply
-_KINDS: dict[str, type[Any]] = {k.__name__: k for k in (*typing.get_args(Request), *typing.get_args(Reply))}
+Errand = Count | Deliver
+"""What is asked before and after a run; no part of `Aggregator.step` and `Site.handle`."""
+ErrandReply = Counted | Delivered
+Message = Request | Reply | Errand | ErrandReply
+_KINDS: dict[str, type[Any]] = {k.__name__: k for k in typing.get_args(Message)}
 _DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial, Formation)}
 _FIELDS = {k: tuple(f.name for f in dataclasses.fields(k)) for k in _DECLARED}
 _SCALARS = frozenset({int, str, bool, bytes})
