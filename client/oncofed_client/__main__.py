@@ -11,6 +11,7 @@ import click
 import typer
 from rich.console import Console
 
+from oncofed_client import commands_doctor
 from oncofed_client.check import check_study, inventory
 from oncofed_client.commands_enrol import enrol_app
 from oncofed_client.commands_predict import predict
@@ -42,6 +43,7 @@ app = typer.Typer(
 
 app.add_typer(enrol_app, name="enrol")
 app.command()(predict)
+commands_doctor.register(app, os.environ)
 
 
 @app.callback()
@@ -176,7 +178,7 @@ def _settings(folder: Path, plan: Plan | None) -> SiteSettings:
 def main() -> None:
     """Run the command; a mistake of the user's gives one message and an exit code, no traceback."""
     try:
-        code = app(standalone_mode=False, obj=dict(os.environ))
+        code = app(standalone_mode=False)
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-site: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def enrol_install(
 ) -> None:
     """Check the aggregator's answer and keep it."""
     place = site_place(folder, state)
-    made = install(place.state, answer, fingerprint=fingerprint)
+    made = install(place.state, answer, fingerprint=fingerprint, now=time.time())
     typer.echo(f"Site {made.site} is enrolled with {made.aggregator} at {made.address}.")
     typer.echo(f"  key of the aggregator: {key_fingerprint(made.signer)}")
     typer.echo(f"  key that signs plans:  {key_fingerprint(made.plan_key)}")

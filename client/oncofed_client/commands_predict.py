@@ -28,13 +28,11 @@ def predict(
 
     place = site_place(folder, state)
     settings = place.settings()
-    manifest = check_beside(model)
-    if manifest is None:
-        typer.echo(
-            f"{model}: has no signed manifest beside it, so nobody vouches for it; `model fetch` brings one along."
-        )
+    sealed = check_beside(model)
+    if sealed is None:
+        typer.echo(f"{model}: has no seal beside it, so nobody vouches for it; `model fetch` brings one along.")
     else:
-        typer.echo(f"{model}: is the model of study {manifest.study[:12]}, signed by {key_fingerprint(manifest.key)}")
+        typer.echo(f"{model}: is the model of study {sealed.study[:12]}, sealed by {key_fingerprint(sealed.key)}")
     made = predict_site(folder, settings, read_model(model), state=place.state, out=out)
     typer.echo(
         f"{out}: {made.patients} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.identity import identity_of
+from oncofed_client.known_rosters import keep_roster
 from oncofed_client.node_key import node_public
 from oncofed_shared.enrolment import (
     Enrolment,
@@ -69,13 +70,14 @@ def _earlier(state: Path, site: str) -> bytes | None:
     return content if (known.site, known.identity, known.node_key) == (site, own, node_public(state)) else None
 
 
-def install(state: Path, answer: Path, *, fingerprint: str | None) -> Enrolment:
+def install(state: Path, answer: Path, *, fingerprint: str | None, now: float) -> Enrolment:
     """Check an answer and keep it.
 
     Args:
         state: the site's.
         answer: the file.
         fingerprint: of the aggregator's key, as its people said by telephone; without it the caller shows it for a check.
+        now: seconds since 1970.
 
     Guarantees:
         - An answer is kept only if it is to this site's own request: its name, identity and the request's very bytes.
@@ -84,7 +86,8 @@ def install(state: Path, answer: Path, *, fingerprint: str | None) -> Enrolment:
     Raises:
         DataError: no answer, or a damaged one.
         ConfigError: this site never made a request.
-        RemoteProtocolError: it is for another site or another request, or is signed by another key than was said.
+        RemoteProtocolError: it is for another site or another request, is signed by another key than was said, or its roster is
+            older than one that this site has seen.
         PolicyRefusal: this site is enrolled with another aggregator.
     """
     content = read_bounded(answer)
@@ -119,6 +122,8 @@ def install(state: Path, answer: Path, *, fingerprint: str | None) -> Enrolment:
             "the old file away first",
             code="other-aggregator",
         )
+    if found.roster is not None:
+        keep_roster(state, found.roster, plan_key=found.plan_key, now=now)
     write_whole(state / ENROLMENT_FILE, content, private=True)
     return found
 

@@ -24,7 +24,9 @@ with warnings.catch_warnings():
     from oncofed_client.__main__ import main
 
 Run = Callable[..., tuple[int, str, str]]
-PLAN_KEY, STEP_KEY, AGGREGATOR_KEY, OTHER_KEY = (Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(4))
+PLAN_KEY, STEP_KEY, AGGREGATOR_KEY, OTHER_KEY = (
+    Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32) for n in range(4)
+)
 
 
 @pytest.fixture

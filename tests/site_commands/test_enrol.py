@@ -94,7 +94,9 @@ def test_an_answer_that_is_not_ours_is_refused_and_nothing_is_kept(
     code, _, _ = run("enrol", "request", tmp_path / "elsewhere", "--state", tmp_path / "its", "--name", "site-1", "--out",
                      tmp_path / "its.json")  # fmt: skip
     assert code == 0
-    code, _, err = run("enrol", "install", site, answer_to(tmp_path / "its.json", tmp_path / "theirs.json", certificate))
+    code, _, err = run(
+        "enrol", "install", site, answer_to(tmp_path / "its.json", tmp_path / "theirs.json", certificate)
+    )
     assert code == 5
     assert "is an answer to site site-1 with the key" in err
     damaged = tmp_path / "damaged.json"
@@ -134,7 +136,10 @@ def test_an_answer_to_an_earlier_request_is_refused(run: Run, site: Path, state:
 
 
 def test_install_without_a_request_says_what_to_do(run: Run, site: Path, tmp_path: Path, certificate: str):
-    assert run("enrol", "request", tmp_path / "x", "--state", tmp_path / "y", "--name", "b", "--out", tmp_path / "r")[0] == 0
+    assert (
+        run("enrol", "request", tmp_path / "x", "--state", tmp_path / "y", "--name", "b", "--out", tmp_path / "r")[0]
+        == 0
+    )
     code, _, err = run("enrol", "install", site, answer_to(tmp_path / "r", tmp_path / "a", certificate))
     assert code == 3
     assert "oncofed-site enrol request" in err
@@ -185,7 +190,12 @@ def test_reading_gives_one_clear_error_for_whatever_there_is(content: bytes):
 _JSON = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.lists(st.text(max_size=3), max_size=2)
 
 
-@given(st.sampled_from(["site", "identity", "request", "aggregator", "address", "certificate", "plan_key", "roster", "issued"]), _JSON)
+@given(
+    st.sampled_from(
+        ["site", "identity", "request", "aggregator", "address", "certificate", "plan_key", "roster", "issued"]
+    ),
+    _JSON,
+)
 def test_a_signed_answer_of_another_form_is_refused(field: str, value):
     body = {"site": "a", "identity": "0" * 64, "request": "0" * 64, "aggregator": "b", "address": "h:1", "certificate": "",
             "plan_key": "0" * 64, "roster": None, "issued": 1.0}  # fmt: skip

@@ -13,18 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from oncofed_client.model_files import manifest_beside
 from oncofed_client.prediction import class_set, days_until
 from oncofed_client.session import training_set
 from oncofed_client.settings import load_settings
 from oncofed_client.source import FolderSource
 from oncofed_shared.losses import predict
-from oncofed_shared.messages import Trial
-from oncofed_shared.model_manifest import write_manifest
+from oncofed_shared.model_seal import seal_model
 from oncofed_shared.storage import read_arrays
 from oncofed_shared.trained_model import read_model
 
-from .conftest import OTHER_KEY, STEP_KEY, Run
+from .conftest import STEP_KEY, Run
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -90,24 +88,24 @@ def test_nobody_enters_who_did_not_consent_and_labels_are_not_needed(run: Run, s
     assert not (tmp_path / "none.csv").exists()
 
 
-def test_a_model_that_does_not_fit_its_manifest_is_refused(run: Run, site: Path, model: Path, tmp_path: Path):
+def test_a_model_that_does_not_fit_its_seal_is_refused(run: Run, site: Path, model: Path, tmp_path: Path):
     content = bytearray(model.read_bytes())
-    manifest = write_manifest(
-        study="a" * 64, plan_hash="b" * 64, trial=Trial(seed=0), model=bytes(content), facts={}, key=STEP_KEY
-    )
-    manifest_beside(model).write_bytes(manifest)
+    beside = model.with_name(f"{model.name}.signed")
+    beside.write_bytes(seal_model("a" * 64, bytes(content), b"{}", STEP_KEY))
     code, out, _ = run("predict", site, "--model", model, "--out", tmp_path / "risk.csv")
     assert code == 0
-    assert "is the model of study aaaaaaaaaaaa, signed by" in out
+    assert "is the model of study aaaaaaaaaaaa, sealed by" in out
+    seal = beside.read_bytes()
     content[-1] ^= 1
     model.write_bytes(bytes(content))
     code, _, err = run("predict", site, "--model", model, "--out", tmp_path / "other.csv")
     assert code == 3
-    assert "is not the model that its manifest names" in err
-    manifest_beside(model).write_bytes(manifest.replace(b'"facts": {}', b'"facts": {"a": 1}'))
-    assert run("predict", site, "--model", model, "--out", tmp_path / "other.csv")[0] == 3
+    assert "is not the model that was sealed" in err
+    beside.write_bytes(seal.replace(b"aaaa", b"bbbb", 1))
+    code, _, err = run("predict", site, "--model", model, "--out", tmp_path / "other.csv")
+    assert code == 3
+    assert "signature" in err
     assert not (tmp_path / "other.csv").exists()
-    assert OTHER_KEY is not STEP_KEY
 
 
 def test_wrong_files_have_one_clear_error(run: Run, site: Path, trained: Path, tmp_path: Path):
