@@ -39,8 +39,8 @@ class Answering(Protocol):
     def handle(self, content: bytes) -> bytes:
         """The answer to a request."""
 
-    def leaves_in(self, arrived: float, now: float) -> float:
-        """Seconds until an answer may leave, so that nobody reads from the clock how long it took; on `time.monotonic`."""
+    def leaves_in(self, elapsed: float) -> float:
+        """Seconds that an answer has to wait yet, so that nobody reads from the clock how long it took."""
 
 
 class Daemon:
@@ -116,7 +116,7 @@ class Daemon:
             bytes_out=len(content),
             seconds=round(time.monotonic() - started, 3),
         )
-        time.sleep(max(0.0, self._door.leaves_in(started, time.monotonic())))
+        time.sleep(self._door.leaves_in(time.monotonic() - started))
         return BytesValue(value=content)
 
 

@@ -43,9 +43,9 @@ class Door:
     handle: Callable[[bytes], bytes]
     tick: float = 0.0
 
-    def leaves_in(self, arrived: float, now: float) -> float:
-        assert arrived <= now
-        return arrived + self.tick - now
+    def leaves_in(self, elapsed: float) -> float:
+        assert elapsed >= 0
+        return max(0.0, self.tick - elapsed)
 
 
 @contextlib.contextmanager
@@ -224,7 +224,7 @@ with own_socket(Path(sys.argv[1])) as socket:
     def handle(content):
         time.sleep(float(sys.argv[2]))
         return content + b"!"
-    daemon = Daemon(socket, lambda: SimpleNamespace(handle=handle, leaves_in=lambda arrived, now: 0.0))
+    daemon = Daemon(socket, lambda: SimpleNamespace(handle=handle, leaves_in=lambda elapsed: 0.0))
     print("ready", flush=True)
     time.sleep(60)
 """
