@@ -6,19 +6,23 @@ import os
 import pwd
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from oncofed_client.daemon_client import target
+from oncofed_client.doctor import examine
+from oncofed_client.doctor_check import Verdict
 from oncofed_client.gate.credentials import hand_over
 from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
 from oncofed_client.no_network import interfaces, leave_network
+from oncofed_client.options import Folder, OwnState
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.keeping import Program, keep
@@ -46,11 +50,10 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
     """
 
     @app.command()
-    def start(  # noqa: PLR0917 - typer's way to declare options
-        folder: Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")],
-        state: Annotated[
-            Path | None, typer.Option("--state", metavar="DIR", help="The site's own state; DIR.state without it.")
-        ] = None,
+    def start(
+        folder: Folder,
+        *,
+        state: OwnState = None,
         only: Annotated[Part | None, typer.Option("--only", help="One of the two, as a unit of its own.")] = None,
         socket: Annotated[
             Path | None,
@@ -66,12 +69,18 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         gate_user: Annotated[
             str | None, typer.Option("--gate-user", metavar="USER", help="Run the gate as this user; needs root.")
         ] = None,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="Look at this machine as `doctor` does, and start only if nothing is wrong."),
+        ] = False,
     ) -> None:
         """Answer the aggregator until told to stop: a daemon that has the data and no network, a gate that has the reverse."""
         place = site_place(folder, state)
         path = (socket or place.state / "run" / "daemon.sock").absolute()
         home = (gate_home or place.state / "gate").absolute()
         target(path)
+        if check:
+            _check(place, environment)
         if only is Part.DAEMON:
             _serve(place, path, socket_group)
             return
@@ -104,6 +113,20 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         )
 
 
+def _check(place: SitePlace, environment: Mapping[str, str]) -> None:
+    """Say what is wrong with this machine.
+
+    Raises:
+        ConfigError: something is.
+    """
+    found = tuple(examine(place, environment=environment, clock=time.time))
+    for each in found:
+        _tell(f"{each.verdict.value:<12}{each.name}: {each.found}")
+    problems = [f"{each.name}: {each.found}; {each.remedy}" for each in found if each.verdict is Verdict.WRONG]
+    if problems:
+        raise ConfigError(*problems, "not started; the same without --check starts in spite of it")
+
+
 def _serve(place: SitePlace, path: Path, group: str | None) -> None:
     """Be the daemon."""
     # torch takes seconds, and the other commands need it not.
@@ -116,11 +139,15 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
     with own_socket(path, group=group):
         if interfaces():
             leave_network()
-        daemon = Daemon(path, lambda: open_door(data, state=place.state))
+        daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
         say("daemon.ready", socket=str(path), network=", ".join(interfaces()) or "none", pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)
         say("daemon.ended")
+
+
+def _note(event: str, fields: Mapping[str, Any]) -> None:
+    say(f"door.{event}", **fields)
 
 
 def _until_told() -> Event:
