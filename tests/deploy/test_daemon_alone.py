@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -73,11 +72,11 @@ def test_a_daemon_leaves_the_network_by_itself_where_it_may(hospital: Hospital):
     hospital.daemon.start()
     ready(hospital)
     assert hospital.daemon.process is not None
-    own = os.readlink(f"/proc/{hospital.daemon.process.pid}/ns/net")
+    own = Path(f"/proc/{hospital.daemon.process.pid}/ns/net").readlink()
     said = [line["network"] for line in lines(hospital) if line["event"] == "daemon.ready"]
     if said != ["none"]:
         pytest.skip("this machine lets no process leave its network; the unit's PrivateNetwork does it there")
-    assert own != os.readlink("/proc/self/ns/net")
+    assert own != Path("/proc/self/ns/net").readlink()
 
 
 def test_sigterm_ends_it_at_once_and_leaves_no_socket(hospital: Hospital):
