@@ -15,7 +15,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import unquote, urlsplit
-from urllib.request import proxy_bypass_environment
 
 from oncofed_client.doctor_check import Check, ok, skipped, wrong
 from oncofed_shared.enrolment import Enrolment
@@ -48,7 +47,7 @@ def proxy_for(host: str, environment: Mapping[str, str]) -> Proxy | None:
         ValueError: the variable holds no address of a proxy.
     """
     exceptions = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
-    if exceptions and proxy_bypass_environment(host, {"no": exceptions}):
+    if any(_covers(e.strip().lstrip("."), host) for e in exceptions.split(",")):
         return None
     text = next((v for k in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY") if (v := environment.get(k))), "")
     if not text:
@@ -59,6 +58,11 @@ def proxy_for(host: str, environment: Mapping[str, str]) -> Proxy | None:
     user = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else ""
     secret = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
     return Proxy(host=parts.hostname, port=parts.port or 8080, authorization=secret)
+
+
+def _covers(exception: str, host: str) -> bool:
+    """Whether an entry of `no_proxy` is for a host: all, the host itself, or a domain that it is in."""
+    return exception == "*" or (bool(exception) and (host == exception or host.endswith(f".{exception}")))
 
 
 def network_checks(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -67,17 +67,8 @@ def key_checks(state: Path) -> Iterator[Check]:
         yield wrong("state folder", f"{state}: others may enter it", f"chmod o-rwx {state}")
     else:
         yield ok("state folder", f"{state}: closed to others")
-    for name, file, look in (
-        ("identity key", KEY_FILE, lambda: fingerprint_of(identity_of(state).public_key())),
-        ("gate key", NODE_KEY_FILE, lambda: f"ECDSA P-{read_node_key(state).key_size}"),
-    ):
-        if not (state / file).exists():
-            yield skipped(name, "is not made yet", "it is made by `oncofed-site enrol request`")
-            continue
-        try:
-            yield ok(name, look())
-        except DataError as error:
-            yield wrong(name, str(error), "see docs/site.md, Keys")
+    yield _key("identity key", state / KEY_FILE, lambda: fingerprint_of(identity_of(state).public_key()))
+    yield _key("gate key", state / NODE_KEY_FILE, lambda: f"ECDSA P-{read_node_key(state).key_size}")
     secret = state / SITE_KEY_FILE
     if secret.exists():
         mode = stat.S_IMODE(secret.stat().st_mode)
@@ -85,6 +76,15 @@ def key_checks(state: Path) -> Iterator[Check]:
             yield wrong("site key", f"{secret}: others than its owner may read it", f"chmod 600 {secret}")
         else:
             yield ok("site key", "its owner's alone")
+
+
+def _key(name: str, path: Path, look: Callable[[], str]) -> Check:
+    if not path.exists():
+        return skipped(name, "is not made yet", "it is made by `oncofed-site enrol request`")
+    try:
+        return ok(name, look())
+    except DataError as error:
+        return wrong(name, str(error), "see docs/site.md, Keys")
 
 
 def ledger_checks(state: Path) -> Iterator[Check]:
