@@ -224,11 +224,11 @@ class Consortium:
         assert "Traceback" not in ended.stderr, said
         return ended.stdout + ended.stderr if code else ended.stdout
 
-    def site(self, *words: object, **more: object) -> str:
-        return self.call("client", *words, **more)
+    def site(self, *words: object, code: int = 0, patience: float = 120.0) -> str:
+        return self.call("client", *words, code=code, patience=patience)
 
-    def aggregator(self, *words: object, **more: object) -> str:
-        return self.call("server", *words, "--dir", self.hub, **more)
+    def aggregator(self, *words: object, code: int = 0, patience: float = 120.0) -> str:
+        return self.call("server", *words, "--dir", self.hub, code=code, patience=patience)
 
     def service(self, name: str, role: str, *words: object) -> Service:
         return Service(words=self.words(role, *words), log=self.folder / f"{name}.log", environment=self.environment)
