@@ -88,6 +88,11 @@ class JournaledRun:
         return self.aggregator.finished
 
     @property
+    def pending(self) -> frozenset[str]:
+        """Sites whose answer is awaited."""
+        return frozenset() if self.finished else self.aggregator.state.pending
+
+    @property
     def now(self) -> float:
         """Seconds in which somebody drove this study, those of former processes up to their last event."""
         return self._before + self._clock() - self._opened
@@ -117,8 +122,7 @@ class JournaledRun:
 
     def outstanding(self) -> list[Numbered]:
         """The newest request to each site that has not answered it."""
-        pending = frozenset() if self.finished else self.aggregator.state.pending
-        return sorted((n for n in self._sent.values() if n.site in pending), key=lambda n: n.number)
+        return sorted((n for n in self._sent.values() if n.site in self.pending), key=lambda n: n.number)
 
     def receive(self, reply: Reply, cost: Cost, *, sight: bytes = b"") -> list[Numbered] | None:
         """Take a reply, and what the site signed of its model; what follows from it.
