@@ -11,8 +11,12 @@ import click
 import typer
 from rich.console import Console
 
+from oncofed_client import commands_doctor, commands_start, commands_study
 from oncofed_client.check import check_study, inventory
+from oncofed_client.commands_enrol import enrol_app
+from oncofed_client.commands_predict import predict
 from oncofed_client.init import propose_settings, write_settings
+from oncofed_client.options import Folder, OwnState, State
 from oncofed_client.prepare.cache import state_folder
 from oncofed_client.settings import (
     SETTINGS_FILE,
@@ -37,13 +41,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
-OwnState = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="The site's own state, with its key and what is prepared; DIR.state without it."
-    ),
-]
+app.add_typer(enrol_app, name="enrol")
+app.command()(predict)
+commands_doctor.register(app, os.environ)
+commands_start.register(app, os.environ)
+commands_study.register(app)
 
 
 @app.callback()
@@ -111,9 +113,6 @@ def preprocess(
             watch=watch,
         )
     show_report(console, report, with_files=show_files)
-
-
-State = Annotated[Path, typer.Argument(metavar="DIR", help="The site's state folder, with its ledger and identity.")]
 
 
 @app.command()

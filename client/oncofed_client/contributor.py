@@ -20,7 +20,7 @@ from oncofed_client.charged_reply import charged_reply
 from oncofed_client.egress import check_share
 from oncofed_client.identity import identity_of, raw_public
 from oncofed_client.ledger import LEDGER_FILE, Ledger
-from oncofed_client.outbox import OUTBOX_FILE, Outbox
+from oncofed_client.outbox import OUTBOX_FILE, Outbox, reply_id_of
 from oncofed_client.plan_charges import budget_policy, promised
 from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
@@ -251,7 +251,7 @@ class Contributor:
             parameters=request.parameters,
             histogram=request.histogram,
         )
-        reply_id = f"{head.session}|{formation.name}|{request.number}"
+        reply_id = reply_id_of(request)
         asked = (plan.hash, repr(head.trial), formation.members, step.parts)
         request_hash = hashlib.sha256(repr((reply_id, asked)).encode()).hexdigest()
 
@@ -288,7 +288,7 @@ class Contributor:
             PolicyRefusal, RemoteProtocolError: it may not leave.
         """
         head = request.head
-        reply_id = f"{head.session}|round {request.round}"
+        reply_id = reply_id_of(request)
         asked = (reply_id, plan.hash, repr(head.trial), fingerprint(request.parameters))
         content = charged_reply(
             self.ledger,

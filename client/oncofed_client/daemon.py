@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from google.protobuf.wrappers_pb2 import BytesValue
@@ -26,12 +26,21 @@ from oncofed_client.daemon_client import LIMITS, SERVICE, target
 from oncofed_client.log_lines import say
 from oncofed_shared.errors import LocalProtocolError, OncofedError, StorageError
 
-__all__ = ["Daemon", "Handle", "own_socket"]
+__all__ = ["Answering", "Daemon", "own_socket"]
 
-Handle = Callable[[bytes], bytes]
 # One works, the others are health checks and whoever waits.
 THREADS = 4
 MOST_CALLS = 8
+
+
+class Answering(Protocol):
+    """What a daemon hands requests to: a site's `Door`."""
+
+    def handle(self, content: bytes) -> bytes:
+        """The answer to a request."""
+
+    def leaves_in(self, elapsed: float) -> float:
+        """Seconds that an answer has to wait yet, so that nobody reads from the clock how long it took."""
 
 
 class Daemon:
@@ -45,16 +54,16 @@ class Daemon:
         OncofedError: what `build` raises, or the socket cannot be had.
 
     Guarantees:
-        - Requests are answered one at a time, in the order in which they are taken.
+        - Requests are answered one at a time, in the order in which they are taken, and answers leave when the door says.
         - What goes wrong in an answer leaves as a constant, never with its text: the log has the kind of error and its place.
         - A socket has the rights 0660 from the moment at which somebody can connect.
     """
 
-    def __init__(self, socket: Path, build: Callable[[], Handle]) -> None:
+    def __init__(self, socket: Path, build: Callable[[], Answering]) -> None:
         self.socket = socket
         self._work = ThreadPoolExecutor(max_workers=1, thread_name_prefix="door")
         try:
-            self._handle = self._work.submit(build).result()
+            self._door = self._work.submit(build).result()
             self._server, self._health = self._listening()
         except BaseException:
             self._work.shutdown()
@@ -97,7 +106,7 @@ class Daemon:
     def _answer(self, request: BytesValue, context: grpc.ServicerContext) -> BytesValue:
         started = time.monotonic()
         try:
-            content = self._work.submit(self._handle, request.value).result()
+            content = self._work.submit(self._door.handle, request.value).result()
         except Exception as error:  # noqa: BLE001 - gRPC would send its text
             say("request.failed", error=type(error).__name__, place=_place(error), bytes_in=len(request.value))
             context.abort(grpc.StatusCode.INTERNAL, "the site's own log has the reason")
@@ -107,6 +116,7 @@ class Daemon:
             bytes_out=len(content),
             seconds=round(time.monotonic() - started, 3),
         )
+        time.sleep(self._door.leaves_in(time.monotonic() - started))
         return BytesValue(value=content)
 
 
@@ -129,7 +139,7 @@ def own_socket(socket: Path, *, group: str | None = None) -> Iterator[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if group is not None:
-            shutil.chown(folder, group=group)
+            shutil.chown(folder, group=int(group) if group.isdigit() else group)
         # With the group's bit set, what is made in it belongs to the group too.
         folder.chmod(0o750 | stat.S_ISGID)
         descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

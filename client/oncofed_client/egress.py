@@ -1,4 +1,4 @@
-"""The last look at a share before it is masked: afterwards nobody can tell what is in it."""
+"""The last look at what leaves: at a share before it is masked, when nobody can tell any more what is in it, and at each reply."""
 
 from __future__ import annotations
 
@@ -6,8 +6,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import LocalProtocolError
+from oncofed_shared.messages import (
+    Contribute,
+    Contribution,
+    Count,
+    Counted,
+    Deliver,
+    Delivered,
+    Describe,
+    Description,
+    Errand,
+    ErrandReply,
+    Evaluate,
+    Exchange,
+    Exchanged,
+    Open,
+    Ready,
+    Refusal,
+    Reply,
+    Request,
+    Summarise,
+    Summary,
+    Tables,
+    Train,
+    Update,
+)
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 
-__all__ = ["check_share"]
+__all__ = ["ANSWERS", "check_reply", "check_share"]
+
+ANSWERS: dict[type, type] = {
+    Describe: Description,
+    Summarise: Summary,
+    Open: Ready,
+    Train: Update,
+    Evaluate: Tables,
+    Exchange: Exchanged,
+    Contribute: Contribution,
+    Count: Counted,
+    Deliver: Delivered,
+}
+_MOST_PER_PARAMETER, _MOST_BESIDE = 4, 64
+"""Numbers in an update for each parameter that was sent, and beside them: what the rules append, with room."""
 
 
 def check_share(share: NDArray[np.int64], *, size: int, largest: int, smallest: int | None = None) -> None:
@@ -30,3 +70,50 @@ def check_share(share: NDArray[np.int64], *, size: int, largest: int, smallest: 
     ok = ok and bool((share <= largest).all() and (share >= (-largest if smallest is None else smallest)).all())
     if not ok:
         raise LocalProtocolError("a share is not what the plan declares, and stays here", code="egress")
+
+
+def check_reply(plan: Plan, request: Request | Errand, reply: Reply | ErrandReply, *, site: str) -> None:
+    """See that a reply is the kind of thing that its request asks for, under its plan, before it is sealed.
+
+    Guarantees:
+        - Other than the one kind that answers this request, or a refusal: nothing leaves. The same for another head or site.
+        - Under a private plan: no sums over columns and no numbers of patients; under noise of the consortium neither an update nor
+          tables.
+        - An update has no more numbers than its request has parameters for; a count is a multiple of ten.
+        - Whatever is wrong has one code and no value.
+
+    Raises:
+        LocalProtocolError: with the code `egress`.
+    """
+    if isinstance(reply, Refusal):
+        ok = reply.head == request.head and reply.site == site
+    else:
+        ok = type(reply) is ANSWERS[type(request)] and reply.head == request.head and reply.site == site
+        ok = ok and _allowed(plan, reply) and _sized(request, reply)
+    if not ok:
+        raise LocalProtocolError("a reply is not what its request and the plan allow, and stays here", code="egress")
+
+
+def _allowed(plan: Plan, reply: Reply | ErrandReply) -> bool:
+    if isinstance(plan.privacy, NoPrivacy):
+        return not isinstance(reply, Contribution | Exchanged)
+    match reply:
+        case Description(parts=parts, modalities=modalities, events=events):
+            return not (parts or modalities or events)
+        case Summary():
+            return False
+        case Update() | Tables():
+            return not isinstance(plan.privacy, ConsortiumPrivacy)
+        case Contribution() | Exchanged():
+            return isinstance(plan.privacy, ConsortiumPrivacy)
+        case _:
+            return True
+
+
+def _sized(request: Request | Errand, reply: Reply | ErrandReply) -> bool:
+    if isinstance(request, Train) and isinstance(reply, Update):
+        parameters = sum(a.size for a in request.parameters.values())
+        return reply.vector.size <= _MOST_PER_PARAMETER * parameters + _MOST_BESIDE
+    if isinstance(reply, Counted):
+        return all(n >= 0 and n % 10 == 0 for n in reply.counts.values())
+    return True

@@ -1,7 +1,7 @@
 """The gate's ClientApp: what Flower delivers goes to the daemon, what the daemon answers goes back. It decides nothing.
 
-Flower imports it by name from what the site itself installed: the bundle of the aggregator has no code. Where the daemon's socket is
-stands in the node's own configuration, which `gate` writes and no message can change.
+Flower imports it by name from what the site itself installed: the bundle of the aggregator has no code. Where the daemon's socket
+is stands in the node's own configuration, which `gate` writes and no message can change.
 """
 
 from __future__ import annotations

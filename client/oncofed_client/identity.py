@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from oncofed_client.private_file import make_once, read_secret
 from oncofed_shared.errors import DataError
-from oncofed_shared.fingerprint import key_fingerprint
+from oncofed_shared.public_keys import key_fingerprint
 from oncofed_shared.storage import write_whole
 
 __all__ = ["KEY_FILE", "PUBLIC_FILE", "fingerprint_of", "identity_of", "public_half", "raw_public", "read_public"]

@@ -302,6 +302,12 @@ class Ledger(LedgerFile):
             self._catch_up()
             return self._account.replies.get(reply_id)
 
+    def last_at(self) -> float:
+        """When the newest entry was written, in seconds since 1970."""
+        with self._lock:
+            self._catch_up()
+            return self._account.at
+
     def total(self) -> Cost:
         """What one patient has paid at most, all studies together."""
         with self._lock:

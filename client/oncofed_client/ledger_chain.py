@@ -6,7 +6,7 @@ A row is a text, the hash of the row before, its own hash and a signature:
     signature = Ed25519("oncofed ledger signature" | hash) by the site's identity
 
 The text is canonical JSON: number, site, epoch, time, kind and what belongs to the kind. What the kinds mean is
-`ledger_account`'s business.
+`ledger_account`'s business. Receipts (`receipts`) are rows of the same form under labels of their own.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ __all__ = [
     "BUSY_SECONDS",
     "FIRST_LINK",
     "KINDS",
+    "LEDGER",
     "Chain",
     "Entry",
+    "Form",
     "Row",
     "check_row",
     "make_chain",
@@ -44,7 +46,6 @@ __all__ = [
 FIRST_LINK = bytes(32)
 KINDS = ("open", "approve", "reserve", "commit", "void", "close", "epoch")
 BUSY_SECONDS = 30.0
-_HASH_LABEL, _SIGNATURE_LABEL = b"oncofed ledger entry", b"oncofed ledger signature"
 # No column but the number is unique: INSERT OR REPLACE would remove the other row without asking a trigger.
 _SCHEMA = """
 CREATE TABLE entries (
@@ -67,6 +68,22 @@ CREATE TRIGGER witnesses_stay BEFORE DELETE ON witnesses BEGIN SELECT RAISE(ABOR
 CREATE TRIGGER witnesses_as_written BEFORE UPDATE ON witnesses
     BEGIN SELECT RAISE(ABORT, 'witnesses are never changed'); END;
 """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Form:
+    """What tells chains of different meaning apart: a row of one is none of another.
+
+    Attributes:
+        hashed, signed: stand before what is hashed and what is signed.
+    """
+
+    hashed: bytes
+    signed: bytes
+    kinds: tuple[str, ...]
+
+
+LEDGER = Form(hashed=b"oncofed ledger entry", signed=b"oncofed ledger signature", kinds=KINDS)
 
 Row = tuple[int, str, bytes, bytes, bytes]
 """Number, content, previous, hash, signature: the columns of `entries`."""
@@ -94,8 +111,8 @@ class Entry:
     hash: bytes
 
 
-def _digest(previous: bytes, content: str) -> bytes:
-    return hashlib.sha256(_HASH_LABEL + previous + content.encode()).digest()
+def _digest(form: Form, previous: bytes, content: str) -> bytes:
+    return hashlib.sha256(form.hashed + previous + content.encode()).digest()
 
 
 def _canonical(fields: dict[str, Any]) -> str:
@@ -112,15 +129,16 @@ def sign_row(
     kind: str,
     body: dict[str, Any],
     previous: bytes,
+    form: Form = LEDGER,
 ) -> Row:
     """The row of an entry; equal content gives equal bytes."""
     fields = {"number": number, "site": site, "epoch": epoch, "at": float(at), "kind": kind, "body": body}
     content = _canonical(fields)
-    digest = _digest(previous, content)
-    return number, content, previous, digest, key.sign(_SIGNATURE_LABEL + digest)
+    digest = _digest(form, previous, content)
+    return number, content, previous, digest, key.sign(form.signed + digest)
 
 
-def parse_row(row: Row) -> Entry:
+def parse_row(row: Row, form: Form = LEDGER) -> Entry:
     """Read a row's content.
 
     Raises:
@@ -133,7 +151,7 @@ def parse_row(row: Row) -> Entry:
         sound = (
             _canonical(fields) == content
             and [type(v) for v in (entry.number, entry.site, entry.epoch, entry.at)] == [int, str, int, float]
-            and entry.kind in KINDS
+            and entry.kind in form.kinds
             and type(entry.body) is dict
         )
     except (ValueError, TypeError, RecursionError):
@@ -143,7 +161,7 @@ def parse_row(row: Row) -> Entry:
     return entry
 
 
-def check_row(row: Row, *, number: int, previous: bytes, key: Ed25519PublicKey) -> list[str]:
+def check_row(row: Row, *, number: int, previous: bytes, key: Ed25519PublicKey, form: Form = LEDGER) -> list[str]:
     """What is wrong with a row at its place in the chain; nothing where it is sound.
 
     Args:
@@ -158,10 +176,10 @@ def check_row(row: Row, *, number: int, previous: bytes, key: Ed25519PublicKey) 
     problems = []
     if link != previous:
         problems.append(f"{where}: does not follow from the entry before: one was removed, reordered or replaced")
-    if _digest(link, content) != digest:
+    if _digest(form, link, content) != digest:
         problems.append(f"{where}: its content is not what was hashed: it was edited")
     try:
-        key.verify(signature, _SIGNATURE_LABEL + digest)
+        key.verify(signature, form.signed + digest)
     except InvalidSignature:
         problems.append(f"{where}: is not signed by this site's key: it was edited, or written by somebody else")
     return problems
@@ -290,6 +308,13 @@ class Chain:
         with sqlite_errors(self.path):
             query = "SELECT number, content, previous, hash, signature FROM entries WHERE number > ? ORDER BY number"
             return self._connection.execute(query, (after,)).fetchall()
+
+    def newest(self) -> Row | None:
+        """The last row; None in a file without any."""
+        with sqlite_errors(self.path):
+            query = "SELECT number, content, previous, hash, signature FROM entries ORDER BY number DESC LIMIT 1"
+            found: Row | None = self._connection.execute(query).fetchone()
+            return found
 
     def append(self, row: Row) -> None:
         """Write a row, inside a transaction."""

@@ -1,4 +1,4 @@
-"""What a service says while it runs: one JSON object a line, with names from a list, so that no patient's value can be among them."""
+"""What a service says while it runs: one JSON object a line, of names from a list among which no patient's value can be."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import TextIO
 __all__ = ["NAMES", "say"]
 
 NAMES = frozenset(
-    {"bytes_in", "bytes_out", "code", "error", "network", "pid", "place", "program", "seconds", "site", "socket", "studies"}
-)
-"""All that may be said beside the event: sizes, times, codes, and paths and names of our own."""
+    (
+        "bytes_in", "bytes_out", "code", "error", "kind", "network", "number", "pid", "place", "program", "seconds", "site",
+        "socket", "studies", "study", "text",
+    )
+)  # fmt: skip
+"""All that may be said beside the event: sizes, times, codes, constants of the program, and paths and names of our own."""
 
 
 def say(event: str, *, to: TextIO | None = None, **facts: str | float) -> None:

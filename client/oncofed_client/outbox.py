@@ -16,8 +16,9 @@ from typing import Self
 
 from oncofed_client.ledger_chain import BUSY_SECONDS, sqlite_errors, sync_folder
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError, StorageError
+from oncofed_shared.messages import Contribute, Train
 
-__all__ = ["OUTBOX_FILE", "Outbox"]
+__all__ = ["OUTBOX_FILE", "Outbox", "reply_id_of"]
 
 OUTBOX_FILE = "outbox.sqlite3"
 _SCHEMA = """
@@ -25,6 +26,14 @@ CREATE TABLE IF NOT EXISTS replies (
     reply TEXT PRIMARY KEY, request TEXT NOT NULL, session TEXT NOT NULL, epoch INTEGER NOT NULL, content BLOB NOT NULL
 ) STRICT
 """
+
+
+def reply_id_of(request: Contribute | Train) -> str:
+    """Under which id ledger and outbox keep a charged reply."""
+    session = request.head.session
+    if isinstance(request, Train):
+        return f"{session}|round {request.round}"
+    return f"{session}|{request.formation.name}|{request.number}"
 
 
 class Outbox:

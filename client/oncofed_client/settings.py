@@ -181,6 +181,9 @@ class Policy(_Frozen):
         minimum_sites: fewest sites in the roster of a plan whose noise is shared.
         maximum_colluders: most other sites that this site reckons might collude; a plan whose noise holds against fewer is refused.
         release: what may leave the site at all.
+        reply_tick: a deployed site's replies leave this many seconds after their request, or a multiple of it; 0 as soon as they
+            are ready, which shows how long each was computed.
+        plan_keys: the plan keys, in hex, whose studies may be approved here; empty for any that the site was enrolled under.
     """
 
     minimum_cohort: Annotated[int, Field(ge=1)] = 10
@@ -193,6 +196,8 @@ class Policy(_Frozen):
     minimum_sites: Annotated[int, Field(ge=1)] = 1
     maximum_colluders: Annotated[int, Field(ge=0)] | None = None
     release: tuple[Release, ...] = RELEASES
+    reply_tick: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.5
+    plan_keys: tuple[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")], ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

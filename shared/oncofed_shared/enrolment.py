@@ -21,6 +21,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from pydantic import Field, ValidationError
 
 from oncofed_shared.errors import DataError
+from oncofed_shared.public_keys import public_of
 from oncofed_shared.signed_document import read_document, sign_document
 from oncofed_shared.strict import Frozen
 
@@ -115,7 +116,7 @@ def write_enrolment_request(*, site: str, node_key: str, key: Ed25519PrivateKey)
     Raises:
         DataError: the name or the node's key has another form.
     """
-    identity = key.public_key().public_bytes_raw().hex()
+    identity = public_of(key).hex()
     body = {"site": site, "identity": identity, "node_key": node_key}
     _checked(_RequestBody, body, REQUEST)
     return sign_document(REQUEST, body, key)

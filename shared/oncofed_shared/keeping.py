@@ -119,3 +119,6 @@ def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None]
             while time.monotonic() < end and any(k.process is not None and k.process.poll() is None for k in kept):
                 time.sleep(LOOK)
             ours.kill()
+            for one in kept:
+                if one.process is not None:
+                    one.process.poll()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from oncofed_client.budget import Charge
 from oncofed_client.ledger import HEAD_FILE, LEDGER_FILE, Ledger, verify
-from oncofed_client.ledger_chain import _HASH_LABEL, _SIGNATURE_LABEL, Row
+from oncofed_client.ledger_chain import LEDGER, Row
 from oncofed_client.ledger_verify import MOST_LINES
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.witness import Witness, sign_witness
@@ -107,8 +107,8 @@ def signed_anew(rows: Rows, key: Ed25519PrivateKey, first: int = 0) -> Rows:
     made = rows[:first]
     for i, row in enumerate(rows[first:], start=first):
         previous = made[-1][3] if made else bytes(32)
-        digest = hashlib.sha256(_HASH_LABEL + previous + row[1].encode()).digest()
-        made.append((i + 1, row[1], previous, digest, key.sign(_SIGNATURE_LABEL + digest)))
+        digest = hashlib.sha256(LEDGER.hashed + previous + row[1].encode()).digest()
+        made.append((i + 1, row[1], previous, digest, key.sign(LEDGER.signed + digest)))
     return made
 
 

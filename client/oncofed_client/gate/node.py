@@ -1,4 +1,4 @@
-"""How Flower's SuperNode is started at a site: TLS by the aggregator's own authority, a key of the gate, and nobody else is called."""
+"""How Flower's SuperNode is started at a site: TLS by the aggregator's authority, a key of the gate, and nobody else is called."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.keeping import Program
 from oncofed_shared.storage import write_whole
 
-__all__ = ["PASSED_ON", "SILENT", "Gate", "environment_of", "open_gate"]
+__all__ = ["CREDENTIALS", "PASSED_ON", "SILENT", "Gate", "check_enrolled", "environment_of", "open_gate"]
 
-ENROLMENT, NODE_KEY = "enrolment.json", "node.key"
+ENROLMENT, NODE_KEY = CREDENTIALS = ("enrolment.json", "node.key")
 # Flower and what it calls: measured in Flower 1.41, each is a connection to somebody who is not the aggregator.
 SILENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -94,15 +94,24 @@ def open_gate(credentials: Path, *, home: Path, socket: Path) -> Gate:
         StorageError: the folder cannot be written, or the socket's path is too long.
     """
     target(socket)
-    missing = [name for name in (ENROLMENT, NODE_KEY) if not (credentials / name).is_file()]
+    check_enrolled(credentials)
+    enrolment = read_enrolment((credentials / ENROLMENT).read_bytes())
+    write_whole(home / "authority.pem", enrolment.certificate.encode())
+    return Gate(enrolment=enrolment, key=credentials / NODE_KEY, home=home, socket=socket)
+
+
+def check_enrolled(credentials: Path) -> None:
+    """See that a folder has what a gate needs.
+
+    Raises:
+        ConfigError: the site is not enrolled.
+    """
+    missing = [name for name in CREDENTIALS if not (credentials / name).is_file()]
     if missing:
         raise ConfigError(
             f"{credentials}: has no {' and no '.join(missing)}; the site is not enrolled: "
             "'oncofed-site enrol request', and 'oncofed-site enrol install' for the answer"
         )
-    enrolment = read_enrolment((credentials / ENROLMENT).read_bytes())
-    write_whole(home / "authority.pem", enrolment.certificate.encode())
-    return Gate(enrolment=enrolment, key=credentials / NODE_KEY, home=home, socket=socket)
 
 
 def environment_of(given: Mapping[str, str], home: Path) -> dict[str, str]:
