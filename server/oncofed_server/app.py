@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 from oncofed_server.aggregator import Aggregator, Cost, Outgoing, Received, Start, Tick
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.flower_records import NAME, STEP, pack, seconds_of, unpack
-from oncofed_shared.messages import Reply, Request, from_bytes, to_bytes
+from oncofed_shared.messages import ErrandReply, Reply, Request, from_bytes, to_bytes
 
 __all__ = ["Arrived", "Courier", "Exchange", "ask_names", "reply_of"]
 
@@ -186,22 +186,24 @@ class Exchange:
         if arrived.content is None:
             raise RemoteProtocolError(arrived.error)
         reply = reply_of(arrived.content, arrived.site)
+        if isinstance(reply, typing.get_args(ErrandReply)):
+            raise RemoteProtocolError("answered what was not asked")
         cost = Cost(bytes_up=len(arrived.content), bytes_down=arrived.ticket, seconds=arrived.seconds)
-        return Received(now=self._clock(), reply=reply, cost=cost)
+        return Received(now=self._clock(), reply=typing.cast("Reply", reply), cost=cost)
 
 
-def reply_of(content: bytes, site: str) -> Reply:
+def reply_of(content: bytes, site: str) -> Reply | ErrandReply:
     """A site's reply from its bytes.
 
     Raises:
         RemoteProtocolError: it is none, or another site's.
     """
     reply = from_bytes(content)
-    if not isinstance(reply, typing.get_args(Reply)):
+    if not isinstance(reply, (*typing.get_args(Reply), *typing.get_args(ErrandReply))):
         raise RemoteProtocolError("answered with a request")
     if reply.site != site:
         raise RemoteProtocolError("answered in another site's name")
-    return typing.cast("Reply", reply)
+    return typing.cast("Reply | ErrandReply", reply)
 
 
 def ask_names(grid: Grid, count: int, *, patience: float, pause: float = 0.05) -> dict[str, int]:

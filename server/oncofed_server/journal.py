@@ -31,6 +31,7 @@ CREATE TABLE IF NOT EXISTS events (
 CREATE TABLE IF NOT EXISTS requests (
     number INTEGER PRIMARY KEY AUTOINCREMENT, site TEXT NOT NULL, digest BLOB NOT NULL, event INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS sights (id INTEGER PRIMARY KEY AUTOINCREMENT, site TEXT NOT NULL, sight BLOB NOT NULL) STRICT;
 CREATE INDEX IF NOT EXISTS requests_by_event ON requests (event);
 """
 
@@ -90,9 +91,7 @@ class Journal:
                     raise DataError(f"{path}: is the journal of another study, or of another version of oncofed")
             path.chmod(0o600)
         except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path}: cannot be read ({error}); bring the study's folder back from a backup"
-            ) from None
+            raise DataError(f"{path}: cannot be read ({error}); bring the study's folder back from a backup") from None
         except OSError as error:
             raise StorageError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -138,10 +137,14 @@ class Journal:
             DataError: one is missing.
         """
         expected = self.snapshot + 1
-        rows = self._base.execute("SELECT id, kind, now, reply, cost FROM events WHERE id >= ? ORDER BY id", (expected,))
+        rows = self._base.execute(
+            "SELECT id, kind, now, reply, cost FROM events WHERE id >= ? ORDER BY id", (expected,)
+        )
         for number, kind, now, reply, cost in rows:
             if number != expected:
-                raise DataError(f"{self.path}: event {expected} is missing; bring the study's folder back from a backup")
+                raise DataError(
+                    f"{self.path}: event {expected} is missing; bring the study's folder back from a backup"
+                )
             expected += 1
             yield Entry(number=number, kind=kind, now=now, reply=reply, cost=Cost(**json.loads(cost)))
 
@@ -150,6 +153,14 @@ class Journal:
         """Events since the snapshot, and the bytes of their replies."""
         row = self._base.execute("SELECT count(*), coalesce(sum(length(reply)), 0) FROM events").fetchone()
         return int(row[0]), int(row[1])
+
+    def keep_sight(self, site: str, sight: bytes) -> None:
+        """Write down what a site has signed of the model that it was sent. Inside a transaction."""
+        self._base.execute("INSERT INTO sights (site, sight) VALUES (?, ?)", (site, sight))
+
+    def sights(self) -> list[tuple[str, bytes]]:
+        """(site, sight) of all, in order."""
+        return [(site, sight) for site, sight in self._base.execute("SELECT site, sight FROM sights ORDER BY id")]
 
     # -- requests -------------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -88,6 +88,11 @@ class JournaledRun:
         return self.aggregator.finished
 
     @property
+    def pending(self) -> frozenset[str]:
+        """Sites whose answer is awaited."""
+        return frozenset() if self.finished else self.aggregator.state.pending
+
+    @property
     def now(self) -> float:
         """Seconds in which somebody drove this study, those of former processes up to their last event."""
         return self._before + self._clock() - self._opened
@@ -117,14 +122,17 @@ class JournaledRun:
 
     def outstanding(self) -> list[Numbered]:
         """The newest request to each site that has not answered it."""
-        pending = frozenset() if self.finished else self.aggregator.state.pending
-        return sorted((n for n in self._sent.values() if n.site in pending), key=lambda n: n.number)
+        return sorted((n for n in self._sent.values() if n.site in self.pending), key=lambda n: n.number)
 
-    def receive(self, reply: Reply, cost: Cost) -> list[Numbered]:
-        """Take a reply; what follows from it. One that nobody waits for any more changes nothing."""
+    def receive(self, reply: Reply, cost: Cost, *, sight: bytes = b"") -> list[Numbered] | None:
+        """Take a reply, and what the site signed of its model; what follows from it.
+
+        Returns:
+            None for a reply that nobody waits for any more: it changes nothing.
+        """
         if not self.aggregator.awaits(reply):
-            return []
-        return self._take("received", Received(now=self.now, reply=reply, cost=cost))
+            return None
+        return self._take("received", Received(now=self.now, reply=reply, cost=cost), sight)
 
     def tick(self) -> list[Numbered]:
         """Let time pass; what follows from it."""
@@ -134,11 +142,13 @@ class JournaledRun:
 
     # -- inside ---------------------------------------------------------------------------------------------------------------
 
-    def _take(self, kind: str, event: Start | Received | Tick) -> list[Numbered]:
+    def _take(self, kind: str, event: Start | Received | Tick, sight: bytes = b"") -> list[Numbered]:
         reply, cost = (to_bytes(event.reply), event.cost) if isinstance(event, Received) else (b"", Cost())
         made: list[Numbered] = []
         with self.journal.transaction():
             number = self.journal.append(kind, event.now, reply=reply, cost=cost)
+            if sight and isinstance(event, Received):
+                self.journal.keep_sight(event.reply.site, sight)
             for outgoing in self.aggregator.step(event):
                 body = self._body(outgoing.request)
                 given = self.journal.assign(outgoing.site, body, number)

@@ -67,7 +67,7 @@ class Study:
         sent = list(queue)
         replies = 0
         while queue and not run.finished and (stop is None or replies < stop):
-            new = run.receive(self.answer(queue.popleft()), Cost())
+            new = run.receive(self.answer(queue.popleft()), Cost()) or []
             sent += new
             queue.extend(new)
             replies += 1
@@ -110,7 +110,7 @@ def test_after_every_prefix_of_events_the_same_requests_model_and_scores(
             again = run.recover()
             for entry in replies:
                 if entry.number > prefix:
-                    again += run.receive(from_bytes(entry.reply), entry.cost)
+                    again += run.receive(from_bytes(entry.reply), entry.cost) or []
             assert set(again) <= set(sent)
             assert _end(run) == _end(whole)
         run.journal.close()

@@ -1,11 +1,11 @@
 """The aggregator's folder: settings, keys, who is enrolled, the newest roster, the studies.
 
-    DIR/aggregator.toml            name, address, plan key, current step key
-    DIR/keys/                      ca.key ca.crt server.key server.crt loopback.key loopback.crt aggregator.key step-*.key
-    DIR/sites/<site>.request       enrolment requests as they came
-    DIR/roster.json                newest roster epoch, signed by the plan key
-    DIR/studies/<id>/              study, wanted.json, status.json, journal, model, result
-    DIR/run/                       of the running service: SuperLink's database, proxy, bundle, logs
+DIR/aggregator.toml            name, address, plan key, current step key
+DIR/keys/                      ca.key ca.crt server.key server.crt loopback.key loopback.crt aggregator.key step-*.key
+DIR/sites/<site>.request       enrolment requests as they came
+DIR/roster.json                newest roster epoch, signed by the plan key
+DIR/studies/<id>/              study, wanted.json, status.json, journal, model, result
+DIR/run/                       of the running service: SuperLink's database, proxy, bundle, logs
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from oncofed_server.service.authority import make_authority, make_certificate
 from oncofed_server.service.keys import new_key, read_key
 from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.public_keys import public_of
-from oncofed_shared.strict import Frozen, read_toml, validate
 from oncofed_shared.storage import write_whole
+from oncofed_shared.strict import Frozen, read_toml, validate
 
 __all__ = ["AggregatorSettings", "Folder", "check_site_name", "split_address"]
 
@@ -94,7 +94,9 @@ class Folder:
         Raises:
             ConfigError: there is one already, or an argument is wrong; then nothing is written.
         """
-        content = {"name": name, "address": address, "plan_key": plan_key.hex()} | ({"listen": listen} if listen else {})
+        content = {"name": name, "address": address, "plan_key": plan_key.hex()} | (
+            {"listen": listen} if listen else {}
+        )
         where = "oncofed-aggregator init"
         validate(AggregatorSettings, content | {"step_key": "0" * 64}, where)
         for each in (address, listen or address):

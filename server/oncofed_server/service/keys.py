@@ -94,7 +94,9 @@ def read_public_key(path: Path) -> bytes:
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise DataError(f"{path}: is not a public key; expected the .pub file of `oncofed-aggregator plan-key`") from None
+        raise DataError(
+            f"{path}: is not a public key; expected the .pub file of `oncofed-aggregator plan-key`"
+        ) from None
     if not isinstance(key, Ed25519PublicKey):
         raise DataError(f"{path}: is a key of another kind; expected Ed25519")
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
