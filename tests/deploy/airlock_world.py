@@ -14,8 +14,9 @@ from oncofed_client.approvals import approve
 from oncofed_client.door import Door, open_door
 from oncofed_client.identity import identity_of
 from oncofed_server.aggregator import Aggregator, Outgoing, Received, Roster, Start
-from oncofed_shared.messages import Message, Reply, from_bytes, to_bytes
-from oncofed_shared.plan import Plan
+from oncofed_server.secure_aggregator import SecureAggregator
+from oncofed_shared.messages import Head, Message, Reply, from_bytes, to_bytes
+from oncofed_shared.plan import ConsortiumPrivacy, Plan
 from oncofed_shared.sealed import open_reply, open_request, seal_request
 from oncofed_shared.sights import SightBook
 
@@ -162,5 +163,38 @@ def run(
 
 def aggregator_of(world: World) -> Aggregator:
     study = world.papers.study
-    roster = Roster(trainers=study.trainers, evaluators=study.trainers)
+    roster = Roster(trainers=study.trainers, evaluators=study.trainers, identities=world.papers.publics)
+    if isinstance(study.plan.privacy, ConsortiumPrivacy):
+        return SecureAggregator(study.plan, roster, study.trial, session=study.session, key=world.papers.step_key)
     return Aggregator(study.plan, roster, study.trial, session=study.session)
+
+
+def head_of(world: World, **changes: Any) -> Head:
+    """The head of a message of the world's study."""
+    study = world.papers.study
+    usual = {"session": study.session, "step": 1, "attempt": 0, "plan_hash": study.plan.hash, "trial": study.trial}
+    return Head(**(usual | changes))
+
+
+def private_changes(noise: str) -> dict[str, Any]:
+    """What makes the small plan a private one over the small hospitals."""
+    columns = {
+        "age": {"kind": "numeric", "unit": "years", "range": [0, 120], "center": 60, "spread": 15},
+        "sex": {"kind": "categorical", "categories": ["female", "male"]},
+    }
+    privacy = {"noise": noise, "epsilon": 5, "delta": 1e-3, "clip_norm": 0.5, "sampling_rate": 0.5}
+    task = {
+        "kind": "classification",
+        "table": "clinical",
+        "label": "response",
+        "classes": ["non-responder", "responder"],
+    }
+    return {
+        "main_task": "response",
+        "tasks": {"response": task},
+        "modalities": {"clinical": {"table": "clinical", "scaling": "constants", "columns": columns}},
+        "model": {"layers": 0},
+        "training": {"rounds": 2, "rate": 0.5, "attempts": 1},
+        "evaluation": {"split": {"train": 0.6, "validation": 0.2, "test": 0.2}},
+        "privacy": privacy | {"patients": dict.fromkeys(SITES, 20)},
+    }
