@@ -32,7 +32,9 @@ def ids_of(site: Path) -> set[str]:
     return {line.split(",")[0] for line in text.splitlines()[1:]}
 
 
-def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(run: Run, site: Path, papers: Papers, make_plan: Make):
+def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(
+    run: Run, site: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan(**PRIVATE_PLAN))
     code, out, err = run("review", study, "--site", site)
     assert (code, err) == (0, "")
@@ -199,7 +201,9 @@ def test_without_an_enrolment_nothing_is_approved(run: Run, site: Path, state: P
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE_PLAN], ids=["none", "consortium"])
-def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]):
+def test_what_is_said_to_leave_is_what_leaves(
+    hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]
+):
     """Numbers and sizes of messages are those of a real run."""
     plan = make_plan(training__rounds=3, training__validate_every=2, **changes)
     sent: list[object] = []
@@ -210,7 +214,9 @@ def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, 
         out=tmp_path / "out",
         only=names,
         baselines=False,
-        tap=lambda direction, site, content: sent.append(from_bytes(content)) if (direction, site) == ("up", "site-1") else None,
+        tap=lambda direction, site, content: (
+            sent.append(from_bytes(content)) if (direction, site) == ("up", "site-1") else None
+        ),
     )
     run_study(plan, options)
     network = read_model(tmp_path / "out" / "model.safetensors").network
@@ -218,7 +224,12 @@ def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, 
     # One reply per exchange; a set-up of keys is the part of a run that depends on how many sums are left.
     assert len(sent) == exchanges(plan)
     if isinstance(plan.privacy, NoPrivacy):
-        kinds = {Update: "change of the model", Tables: "table of", Summary: "sums over", Description: "names of columns"}
+        kinds = {
+            Update: "change of the model",
+            Tables: "table of",
+            Summary: "sums over",
+            Description: "names of columns",
+        }
         large = [(r.vector.nbytes, "change") for r in sent if isinstance(r, Update)]
     else:
         kinds = {Contribution: ("sum of clipped", "histogram", "tables"), Description: "names of columns"}
