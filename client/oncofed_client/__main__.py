@@ -11,7 +11,7 @@ import click
 import typer
 from rich.console import Console
 
-from oncofed_client import commands_doctor, commands_records, commands_study
+from oncofed_client import commands_doctor, commands_records, commands_start, commands_study
 from oncofed_client.check import check_study, inventory
 from oncofed_client.commands_enrol import enrol_app
 from oncofed_client.commands_predict import predict
@@ -45,6 +45,7 @@ app = typer.Typer(
 app.add_typer(enrol_app, name="enrol")
 app.command()(predict)
 commands_doctor.register(app, os.environ)
+commands_start.register(app, os.environ)
 commands_study.register(app)
 commands_records.register(app)
 
