@@ -12,7 +12,7 @@ __all__ = ["NAMES", "say"]
 NAMES = frozenset(
     (
         "bytes_in", "bytes_out", "code", "error", "kind", "network", "number", "pid", "place", "program", "seconds", "site",
-        "socket", "studies", "study", "text",
+        "socket", "step", "studies", "study", "text",
     )
 )  # fmt: skip
 """All that may be said beside the event: sizes, times, codes, constants of the program, and paths and names of our own."""
