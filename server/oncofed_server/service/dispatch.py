@@ -1,7 +1,7 @@
 """The dispatcher: registers nodes at the SuperLink, and sees that every study that is wanted has a Flower run that drives it.
 
-A Flower run is not resumed: Flower loses it when the SuperLink or the ServerApp dies. A study is: its journal says where it stands. So a
-new run is submitted whenever nobody holds a study's lock, until the study has ended.
+A Flower run is not resumed: Flower loses it when the SuperLink or the ServerApp dies. A study is: its journal says where it
+stands. So a new run is submitted whenever nobody holds a study's lock, until the study has ended.
 """
 
 from __future__ import annotations
