@@ -81,7 +81,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_policy_that_says_no_says_so_in_review_and_approve(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, case):  # fmt: skip # noqa: PLR0917
+def test_a_policy_that_says_no_says_so_in_review_and_approve(
+    *, run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, case
+):
     policy, changes, said = REFUSED[case]
     text = (site / "site.toml").read_text()
     key = policy.split(" ")[0]
@@ -98,7 +100,9 @@ def test_a_policy_that_says_no_says_so_in_review_and_approve(run: Run, site: Pat
     assert approved(state) == {}
 
 
-def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan())
     settings = (site / "site.toml").read_text()
     (site / "site.toml").write_text(re.sub(r"\[consent\][^[]*", "[consent]\n", settings))
@@ -122,7 +126,9 @@ def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(run: Run, site: Path, s
     assert approved(state) == {}
 
 
-def test_only_a_study_that_is_meant_for_this_site_is_approved(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_only_a_study_that_is_meant_for_this_site_is_approved(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     plan = make_plan()
     others = {n: k for n, k in papers.roster.items() if n != "site-1"}
     cases = {
@@ -153,7 +159,9 @@ def test_only_a_study_that_is_meant_for_this_site_is_approved(run: Run, site: Pa
     assert approved(state) == {}
 
 
-def test_a_revoked_site_of_the_roster_is_an_objection(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_a_revoked_site_of_the_roster_is_an_objection(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     revoked = {"site-3": papers.roster["site-3"]}
     left = {n: k for n, k in papers.roster.items() if n not in revoked}
     epoch = write_roster(number=2, issued=time.time() - 1, sites=left, revoked=revoked, key=PLAN_KEY)
@@ -161,9 +169,14 @@ def test_a_revoked_site_of_the_roster_is_an_objection(run: Run, site: Path, stat
     code, out, _ = run("review", papers.study(make_plan()), "--site", site)
     assert code == 4
     assert "by roster epoch 2 the key of site-3 is revoked" in out
+    # A study of a later epoch than any that came here was signed by somebody who knew more.
+    code, out, _ = run("review", papers.study(make_plan(), "later", epoch=3), "--site", site)
+    assert code == 0
 
 
-def test_an_approval_is_of_one_file_and_is_taken_back(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_an_approval_is_of_one_file_and_is_taken_back(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan())
     known = read_study(study.read_bytes(), plan_key=public_of(PLAN_KEY))
     code, out, _ = run("approve", study, "--site", site, "--counting")
