@@ -60,9 +60,10 @@ def approve_command(
     from oncofed_client.review import review_study, roster_objections  # noqa: PLC0415 - as above
 
     place, now = site_place(site, state), time.time()
-    found, name = find_study(place.state, study), place.settings().site.name
+    found, settings = find_study(place.state, study), place.settings()
+    name = settings.site.name
     if counting:
-        objections = roster_objections(found, place.state, site=name, now=now)
+        objections = roster_objections(found, place.state, site=name, policy=settings.policy, now=now)
     else:
         review = review_study(found, place, now=now)
         if review.exit_code is ExitCode.INPUT:

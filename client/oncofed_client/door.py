@@ -1,11 +1,11 @@
 """A site's one door: sealed bytes in, sealed bytes out. No socket, no Flower; the clock is an argument.
 
-In this order: size, form, version; the study approved here; signed by its step key. Whoever fails so far gets
-`sealed.REFUSED`, always the
-same bytes. Then: not withdrawn, for this site, roster epoch, time, the message itself, what was approved, this run, its
-number, the model.
-What fails there is answered with a sealed `Refusal` and its code. Then `Site.handle`, the egress check, stored, receipt,
-sealed, out.
+In this order: size, form, version; the study approved here; signed by its step key. Whoever fails so far gets `sealed.REFUSED`,
+always the same bytes. Then: the message itself, for this site, not withdrawn, the time, the roster epoch, what was approved,
+this run,
+its number, the model. What fails there is answered with a sealed `Refusal` and its code. Then `Site.handle`, the egress check,
+stored,
+sealed, receipt, out.
 
 Everything that may change while the process runs (approvals, withdrawals, revocations) is read again for each request.
 """
@@ -163,14 +163,15 @@ class Door:
     def _admitted(self, case: _Case, approval: Approval) -> Stored | None:
         """Make every check; the stored reply, if this very request was answered before."""
         request, study, site = case.request, case.study, self.site.name
+        # First, so that every refusal repeats the head that it answers.
+        message = case.message = message_of(request)
+        case.head = message.head
         check_addressed(request, approval, site=site)
         case.now = check_clock(study, clock=self._clock(), last=self._last_entry())
         epoch = check_epoch(self.state, request, study, site=site, key=public_of(self._key), now=case.now)
         members = members_of(study, epoch)
-        message = case.message = message_of(request)
         check_scope(approval, message)
         check_run(study, message)
-        case.head = message.head
         self._set_up(study, members, case.now)
         stored = self._memory.stored(study.id, request.number, request.digest)
         if stored is not None:

@@ -11,8 +11,8 @@ __all__ = ["NAMES", "say"]
 
 NAMES = frozenset(
     (
-        "bytes_in", "bytes_out", "code", "error", "kind", "network", "number", "pid", "place", "program", "seconds", "site",
-        "socket", "step", "studies", "study", "text",
+        "attempt", "bytes_in", "bytes_out", "code", "error", "kind", "network", "number", "pid", "place", "round", "seconds",
+        "session", "site", "socket", "step", "study", "text",
     )
 )  # fmt: skip
 """All that may be said beside the event: sizes, times, codes, constants of the program, and paths and names of our own."""
@@ -24,14 +24,14 @@ def say(event: str, *, to: TextIO | None = None, **facts: str | float) -> None:
     Args:
         event: what happened, a constant of the program.
         to: standard error without it.
-        facts: by names in `NAMES`; another name is a defect of the caller's.
+        facts: by names in `NAMES`.
 
     Guarantees:
-        - A line has the time, the event, and names from `NAMES`; a name that is not in it raises before anything is written.
+        - A line has the time, the event, and facts with names from `NAMES`; of any other only the name is said.
         - A line is one line, whatever a fact holds.
     """
-    if unknown := sorted(set(facts) - NAMES):
-        raise ValueError(f"not to be said in a log: {', '.join(unknown)}")
+    said = {name: fact for name, fact in facts.items() if name in NAMES}
+    kept_back = {"kept_back": sorted(set(facts) - NAMES)} if len(said) < len(facts) else {}
     stream = to or sys.stderr
-    stream.write(json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n")
+    stream.write(json.dumps({"time": round(time.time(), 3), "event": event, **said, **kept_back}) + "\n")
     stream.flush()

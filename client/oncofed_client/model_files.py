@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed_client.deliveries import MODELS, model_folder
 from oncofed_shared.errors import DataError
 from oncofed_shared.files import read_bounded
 from oncofed_shared.model_seal import MODEL_FILES, MODEL_KIND, check_model
@@ -13,9 +14,8 @@ from oncofed_shared.signed_document import read_document
 from oncofed_shared.signed_study import SignedStudy
 from oncofed_shared.storage import write_whole
 
-__all__ = ["MODELS_FOLDER", "Sealed", "check_beside", "delivered_models", "fetch_model", "is_delivered"]
+__all__ = ["Sealed", "check_beside", "delivered_models", "fetch_model", "is_delivered"]
 
-MODELS_FOLDER = "models"
 LARGEST_MODEL = 1 << 32
 _MODEL, _MANIFEST, _SEAL = MODEL_FILES
 
@@ -37,7 +37,7 @@ class Sealed:
 
 def is_delivered(state: Path, study: str) -> bool:
     """Whether a study's model lies in a site's state."""
-    return (state / MODELS_FOLDER / study / _MODEL).is_file()
+    return (state / MODELS / study / _MODEL).is_file()
 
 
 def delivered_models(state: Path) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def delivered_models(state: Path) -> tuple[str, ...]:
     Raises:
         DataError: the folder cannot be read.
     """
-    folder = state / MODELS_FOLDER
+    folder = state / MODELS
     try:
         return tuple(sorted(p.name for p in folder.iterdir() if is_delivered(state, p.name)))
     except FileNotFoundError:
@@ -70,7 +70,7 @@ def fetch_model(state: Path, study: SignedStudy, *, out: Path | None) -> str:
         DataError: nothing was delivered, or something does not fit.
         StorageError: a file cannot be written.
     """
-    folder = state / MODELS_FOLDER / study.id
+    folder = model_folder(state, study)
     if not is_delivered(state, study.id):
         raise DataError(
             f"{folder}: no model was delivered for this study; it comes when the study has ended", code="no-model"

@@ -24,7 +24,7 @@ from oncofed_client.pace import Pace, measure
 from oncofed_client.plan_charges import budget_policy, plan_charges, promised
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.reports import CheckReport
-from oncofed_client.settings import SiteSettings
+from oncofed_client.settings import Policy, SiteSettings
 from oncofed_client.whereabouts import SitePlace
 from oncofed_shared.errors import ConfigError, ExitCode, OncofedError
 from oncofed_shared.plan import NoPrivacy, Plan, SplitColumn
@@ -85,9 +85,11 @@ def columns_read(plan: Plan) -> dict[str, str]:
     return found
 
 
-def roster_objections(study: SignedStudy, state: Path, *, site: str, now: float) -> tuple[str, ...]:
+def roster_objections(study: SignedStudy, state: Path, *, site: str, policy: Policy, now: float) -> tuple[str, ...]:
     """Why keys and dates of a study do not allow it here; empty where they do."""
     found = []
+    if policy.plan_keys and study.plan_key.hex() not in policy.plan_keys:
+        found.append(f"policy.plan_keys: does not have the key that signed it, {key_fingerprint(study.plan_key)}")
     enrolment = installed(state)
     if enrolment is None:
         found.append(
@@ -111,7 +113,8 @@ def roster_objections(study: SignedStudy, state: Path, *, site: str, now: float)
     if now > study.expires:
         found.append("the study has expired; ask for one that is signed anew")
     newest = newest_roster(state, study.plan_key)
-    if newest is not None:
+    # An older epoch than the study's knows less than the study itself.
+    if newest is not None and newest.number >= study.epoch:
         standing = {s: newest.standing(s, k) for s, k in study.roster.items()}
         found += [
             f"by roster epoch {newest.number} the key of {s} is {word}"
@@ -171,7 +174,10 @@ def review_study(study: SignedStudy, place: SitePlace, *, now: float) -> Review:
     budget = _budget(study, place, settings)
     cohort = _cohort(place, settings, plan)
     pace = None if cohort is None or not cohort.patients else measure(plan, cohort)
-    objections = [*roster_objections(study, place.state, site=settings.site.name, now=now), *here.why_not]
+    objections = [
+        *roster_objections(study, place.state, site=settings.site.name, policy=settings.policy, now=now),
+        *here.why_not,
+    ]
     if budget is not None:
         objections += [o for o in budget.objections if o not in objections]
     wrong_files = here.exit_code is ExitCode.INPUT

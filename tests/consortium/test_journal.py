@@ -160,4 +160,3 @@ def test_a_process_with_another_order_of_sets_gives_the_same_requests(
             check=False,
         )
         assert ended.stdout.strip() == f"done {expected}", ended.stderr
-

@@ -89,7 +89,7 @@ class World:
         for door in self.doors.values():
             door.close()
 
-    def seal(self, site: str, message: Message | bytes, **changes: Any) -> bytes:
+    def seal(self, site: str, message: Message | bytes, /, **changes: Any) -> bytes:
         """A request with the site's next number."""
         number = changes.pop("number", None)
         if number is None:

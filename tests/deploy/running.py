@@ -144,7 +144,7 @@ class WireTap:
         except OSError:
             writer.close()
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(self._pipe("up", reader, onward[1]), self._pipe("down", onward[0], writer))
 
     async def _pipe(self, way: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

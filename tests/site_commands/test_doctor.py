@@ -12,10 +12,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from cryptography import x509
@@ -105,6 +106,7 @@ def _speaking(offset: float) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def date_time_string(self, timestamp: float | None = None) -> str:
+            del timestamp
             return formatdate(time.time() - offset, usegmt=True)
 
         def log_message(self, *_: object) -> None:
@@ -116,7 +118,7 @@ def _speaking(offset: float) -> type[BaseHTTPRequestHandler]:
 class _Tunnel(BaseHTTPRequestHandler):
     """A proxy: CONNECT, and nothing else."""
 
-    asked: list[tuple[str, str | None]] = []
+    asked: ClassVar[list[tuple[str, str | None]]] = []
 
     def do_CONNECT(self) -> None:
         self.asked.append((self.path, self.headers.get("Proxy-Authorization")))
@@ -132,15 +134,11 @@ class _Tunnel(BaseHTTPRequestHandler):
 
     @staticmethod
     def _copy(source: socket.socket, target: socket.socket) -> None:
-        try:
+        with suppress(OSError):
             while content := source.recv(65536):
                 target.sendall(content)
-        except OSError:
-            pass
-        try:
+        with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
 
     def log_message(self, *_: object) -> None:
         pass
@@ -224,7 +222,7 @@ def test_exceptions_to_a_proxy_are_hosts_and_their_domains():
         ("", False), ("*", True), ("example", False), ("lead.example", True), (".example", True), ("d.example", False),
         ("other,  example ", True),
     ):  # fmt: skip
-        host = "lead.example" if exceptions not in {"example"} else "leadexample"
+        host = "lead.example" if exceptions != "example" else "leadexample"
         assert (proxy_for(host, environment | {"no_proxy": exceptions}) is None) == direct
     assert proxy_for("lead.example", {}) is None
 
@@ -269,7 +267,9 @@ def test_an_enrolled_site_has_every_check(run: Run, site: Path, papers: Papers):
     assert papers.enrolment.exists()
 
 
-def test_wrong_things_are_named_each_with_what_to_do(run: Run, site: Path, state: Path, papers: Papers, monkeypatch: pytest.MonkeyPatch):  # fmt: skip
+def test_wrong_things_are_named_each_with_what_to_do(
+    run: Run, site: Path, state: Path, papers: Papers, monkeypatch: pytest.MonkeyPatch
+):
     Ledger.create(state / LEDGER_FILE, site="site-1", key=identity_of(state), now=1.0).close()
     content = bytearray((state / LEDGER_FILE).read_bytes())
     place = content.rindex(b'"kind":"open"')

@@ -83,7 +83,7 @@ def test_an_answer_is_kept_and_says_what_to_compare(run: Run, site: Path, state:
 
 
 def test_an_answer_that_is_not_ours_is_refused_and_nothing_is_kept(
-    run: Run, site: Path, state: Path, asked: Path, certificate: str, tmp_path: Path
+    *, run: Run, site: Path, state: Path, asked: Path, certificate: str, tmp_path: Path
 ):
     answer = answer_to(asked, tmp_path / "answer.json", certificate)
     wrong = key_fingerprint(public_of(OTHER_KEY))
@@ -153,7 +153,9 @@ def test_install_without_a_request_says_what_to_do(run: Run, site: Path, tmp_pat
     ],
 )
 @pytest.mark.parametrize("name", [KEY_FILE, NODE_KEY_FILE])
-def test_keys_that_others_read_or_that_are_damaged_are_not_used(run: Run, site: Path, state: Path, asked: Path, name, spoil, code, said):  # fmt: skip
+def test_keys_that_others_read_or_that_are_damaged_are_not_used(
+    *, run: Run, site: Path, state: Path, asked: Path, name, spoil, code, said
+):
     spoil(state / name)
     found, _, err = run("enrol", "request", site, "--out", asked.with_name("new.json"))
     assert found == code

@@ -17,9 +17,10 @@ from oncofed_client.prediction import class_set, days_until
 from oncofed_client.session import training_set
 from oncofed_client.settings import load_settings
 from oncofed_client.source import FolderSource
+from oncofed_shared.errors import DataError
 from oncofed_shared.losses import predict
 from oncofed_shared.model_seal import seal_model
-from oncofed_shared.storage import read_arrays
+from oncofed_shared.storage import read_arrays, write_arrays
 from oncofed_shared.trained_model import read_model
 
 from .conftest import STEP_KEY, Run
@@ -136,8 +137,6 @@ def test_wrong_files_have_one_clear_error(run: Run, site: Path, trained: Path, t
 
 @pytest.mark.parametrize("what", ["plan_hash", "columns", "network"])
 def test_a_model_whose_parts_do_not_belong_together_is_refused(trained: Path, tmp_path: Path, what: str):
-    from oncofed_shared.errors import DataError  # noqa: PLC0415
-    from oncofed_shared.storage import write_arrays  # noqa: PLC0415
 
     arrays, facts = read_arrays(trained / "model.safetensors")
     if what == "plan_hash":

@@ -32,7 +32,9 @@ def ids_of(site: Path) -> set[str]:
     return {line.split(",")[0] for line in text.splitlines()[1:]}
 
 
-def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(run: Run, site: Path, papers: Papers, make_plan: Make):
+def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(
+    run: Run, site: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan(**PRIVATE_PLAN))
     code, out, err = run("review", study, "--site", site)
     assert (code, err) == (0, "")
@@ -79,7 +81,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_policy_that_says_no_says_so_in_review_and_approve(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, case):  # fmt: skip # noqa: PLR0917
+def test_a_policy_that_says_no_says_so_in_review_and_approve(
+    *, run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, case
+):
     policy, changes, said = REFUSED[case]
     text = (site / "site.toml").read_text()
     key = policy.split(" ")[0]
@@ -96,7 +100,9 @@ def test_a_policy_that_says_no_says_so_in_review_and_approve(run: Run, site: Pat
     assert approved(state) == {}
 
 
-def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan())
     settings = (site / "site.toml").read_text()
     (site / "site.toml").write_text(re.sub(r"\[consent\][^[]*", "[consent]\n", settings))
@@ -120,7 +126,9 @@ def test_wrong_files_are_exit_3_and_no_consent_is_exit_4(run: Run, site: Path, s
     assert approved(state) == {}
 
 
-def test_only_a_study_that_is_meant_for_this_site_is_approved(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_only_a_study_that_is_meant_for_this_site_is_approved(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     plan = make_plan()
     others = {n: k for n, k in papers.roster.items() if n != "site-1"}
     cases = {
@@ -151,7 +159,9 @@ def test_only_a_study_that_is_meant_for_this_site_is_approved(run: Run, site: Pa
     assert approved(state) == {}
 
 
-def test_a_revoked_site_of_the_roster_is_an_objection(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_a_revoked_site_of_the_roster_is_an_objection(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     revoked = {"site-3": papers.roster["site-3"]}
     left = {n: k for n, k in papers.roster.items() if n not in revoked}
     epoch = write_roster(number=2, issued=time.time() - 1, sites=left, revoked=revoked, key=PLAN_KEY)
@@ -159,9 +169,14 @@ def test_a_revoked_site_of_the_roster_is_an_objection(run: Run, site: Path, stat
     code, out, _ = run("review", papers.study(make_plan()), "--site", site)
     assert code == 4
     assert "by roster epoch 2 the key of site-3 is revoked" in out
+    # A study of a later epoch than any that came here was signed by somebody who knew more.
+    code, out, _ = run("review", papers.study(make_plan(), "later", epoch=3), "--site", site)
+    assert code == 0
 
 
-def test_an_approval_is_of_one_file_and_is_taken_back(run: Run, site: Path, state: Path, papers: Papers, make_plan: Make):  # fmt: skip
+def test_an_approval_is_of_one_file_and_is_taken_back(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
     study = papers.study(make_plan())
     known = read_study(study.read_bytes(), plan_key=public_of(PLAN_KEY))
     code, out, _ = run("approve", study, "--site", site, "--counting")
@@ -199,7 +214,9 @@ def test_without_an_enrolment_nothing_is_approved(run: Run, site: Path, state: P
 
 
 @pytest.mark.parametrize("changes", [{}, PRIVATE_PLAN], ids=["none", "consortium"])
-def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]):
+def test_what_is_said_to_leave_is_what_leaves(
+    hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]
+):
     """Numbers and sizes of messages are those of a real run."""
     plan = make_plan(training__rounds=3, training__validate_every=2, **changes)
     sent: list[object] = []
@@ -210,7 +227,9 @@ def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, 
         out=tmp_path / "out",
         only=names,
         baselines=False,
-        tap=lambda direction, site, content: sent.append(from_bytes(content)) if (direction, site) == ("up", "site-1") else None,
+        tap=lambda direction, site, content: (
+            sent.append(from_bytes(content)) if (direction, site) == ("up", "site-1") else None
+        ),
     )
     run_study(plan, options)
     network = read_model(tmp_path / "out" / "model.safetensors").network
@@ -218,7 +237,12 @@ def test_what_is_said_to_leave_is_what_leaves(hospitals: Path, make_plan: Make, 
     # One reply per exchange; a set-up of keys is the part of a run that depends on how many sums are left.
     assert len(sent) == exchanges(plan)
     if isinstance(plan.privacy, NoPrivacy):
-        kinds = {Update: "change of the model", Tables: "table of", Summary: "sums over", Description: "names of columns"}
+        kinds = {
+            Update: "change of the model",
+            Tables: "table of",
+            Summary: "sums over",
+            Description: "names of columns",
+        }
         large = [(r.vector.nbytes, "change") for r in sent if isinstance(r, Update)]
     else:
         kinds = {Contribution: ("sum of clipped", "histogram", "tables"), Description: "names of columns"}

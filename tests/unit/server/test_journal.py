@@ -63,9 +63,7 @@ def _model(run: JournaledRun) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def study(
-    make_plan: Callable[..., Plan], hospitals: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Study:
+def study(make_plan: Callable[..., Plan], hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     plan = make_plan(training__rounds=2, training__validate_every=1)
     states = tmp_path_factory.mktemp("states")
     sites = {n: open_site(hospitals / n, plan, state=states / n, minimum=1) for n in NAMES}
@@ -73,7 +71,9 @@ def study(
 
 
 @pytest.fixture(scope="module")
-def whole(study: Study, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[Numbered], JournaledRun]]:
+def whole(
+    study: Study, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, list[Numbered], JournaledRun]]:
     """An undisturbed run: its folder, its requests, its end."""
     folder = tmp_path_factory.mktemp("whole")
     run = study.open(folder / "journal.sqlite")
