@@ -232,6 +232,20 @@ def _supernode(service: Service, key: Path, home: Path) -> subprocess.Popen[byte
     )
 
 
+def test_a_renewed_certificate_is_shown_without_a_restart(service: Service) -> None:
+    def shown() -> bytes:
+        with (
+            socket.create_connection(("127.0.0.1", service.port), timeout=20) as plain,
+            service.context().wrap_socket(plain, server_hostname="127.0.0.1") as wire,
+        ):
+            return wire.getpeercert(binary_form=True) or b""
+
+    before = shown()
+    time.sleep(0.05)
+    service.folder.make_certificates(now=time.time())
+    _wait("the new certificate", lambda: shown() != before)
+
+
 def test_killed_programs_are_started_again_and_the_node_comes_back(service: Service) -> None:
     def children() -> dict[str, psutil.Process]:
         found = {}
