@@ -95,13 +95,14 @@ class Courier:
 
 def _arrived(message: Message, sent: _Sent) -> Arrived:
     content, error, seconds = None, "", 0.0
-    try:
-        if message.has_error():
-            raise RemoteProtocolError(message.error.reason or f"Flower's error {message.error.code}")
-        content = unpack(message.content)
-        seconds = min(seconds_of(message.content), time.perf_counter() - sent.since)
-    except RemoteProtocolError as problem:
-        error = str(problem)
+    if message.has_error():
+        error = message.error.reason or f"Flower's error {message.error.code}"
+    else:
+        try:
+            content = unpack(message.content)
+            seconds = min(seconds_of(message.content), time.perf_counter() - sent.since)
+        except RemoteProtocolError as problem:
+            error = str(problem)
     return Arrived(site=sent.site, ticket=sent.ticket, content=content, error=error, seconds=seconds)
 
 
@@ -198,12 +199,13 @@ def reply_of(content: bytes, site: str) -> Reply | ErrandReply:
     Raises:
         RemoteProtocolError: it is none, or another site's.
     """
-    reply = from_bytes(content)
+    reply: Any = from_bytes(content)
     if not isinstance(reply, (*typing.get_args(Reply), *typing.get_args(ErrandReply))):
         raise RemoteProtocolError("answered with a request")
-    if reply.site != site:
+    answer = typing.cast("Reply | ErrandReply", reply)
+    if answer.site != site:
         raise RemoteProtocolError("answered in another site's name")
-    return typing.cast("Reply | ErrandReply", reply)
+    return answer
 
 
 def ask_names(grid: Grid, count: int, *, patience: float, pause: float = 0.05) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Sealed requests over a grid: sent until answered, opened with the roster's keys, and what cannot be believed counts as silence."""
+"""Sealed requests over a grid: sent until answered, opened with the roster's keys; what cannot be believed is silence."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The aggregator's journal of one study: what happened, in order, on disk before anything follows from it.
 
-An SQLite file per study. `events` are the inputs of `Aggregator.step`; `requests` say which number each request to a site got. From
-the events a fresh aggregator gives the same requests again, byte for byte (`journaled`), so that neither models nor requests have to
-be stored. Numbers only grow: sites refuse one below the highest that they have seen.
+An SQLite file per study. `events` are the inputs of `Aggregator.step`; `requests` say which number each request to a site
+got. From the events a fresh aggregator gives the same requests again, byte for byte (`journaled`), so that neither models nor
+requests have to be stored. Numbers only grow: sites refuse one below the highest that they have seen.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from oncofed_server.aggregator import Cost
@@ -56,7 +56,7 @@ class Entry:
     kind: str
     now: float
     reply: bytes = b""
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
 
 class Journal:
@@ -177,7 +177,7 @@ class Journal:
         return [(int(number), site, digest) for number, site, digest in rows]
 
     def number_for(self, site: str, body: bytes) -> int:
-        """The number of a request that follows from no event: that of the very same request where it is the site's newest, else new."""
+        """The number of a request that follows from no event: the same one again for the site's newest request, else a new one."""
         with self.transaction():
             newest = self._base.execute(
                 "SELECT number, digest FROM requests WHERE site = ? ORDER BY number DESC LIMIT 1", (site,)

@@ -1,4 +1,4 @@
-"""The file that a finished run's model becomes: parameters, the preparation of its inputs, and the plan that says what they mean."""
+"""The file of a finished run's model: parameters, the preparation of its inputs, and the plan that says what they mean."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ SETTINGS = "aggregator.toml"
 _ADDRESS = r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$"
 _KEY = r"^[0-9a-f]{64}$"
 _HEADING = """\
-# An oncofed aggregator. `address` is what sites connect to, and what its certificate says; `listen` is where the proxy listens on
-# this machine. `plan_key` signs studies and rosters and lies somewhere else; `step_key` is the one that new studies name.
+# An oncofed aggregator. `address` is what sites connect to, and what its certificate says; `listen` is where the proxy
+# listens on this machine. `plan_key` signs studies and rosters and lies somewhere else; new studies name `step_key`.
 """
 
 

@@ -51,8 +51,10 @@ def report_study(place: StudyFolder, out: Path, *, command: str) -> dict[str, An
 
 
 def export_study(folder: Folder, place: StudyFolder, out: Path, *, command: str) -> list[str]:
-    """Write one ZIP file for an outsider: the signed study, the newest roster, report, result, model, what was delivered, and a list of
-    their digests signed by the aggregator. Nothing secret and nothing of a site's but what it has released is in it.
+    """Write one ZIP file for an outsider, with digests of everything in it signed by the aggregator.
+
+    In it are the signed study, the newest roster, report, result, model, and what was delivered: nothing secret, and nothing of a
+    site's but what it has released.
 
     Returns:
         Names of the files in it.

@@ -1,8 +1,9 @@
 """nginx in front of the SuperLink: the only thing that the network can reach, and it knows ten paths.
 
-The SuperLink serves Fleet API (SuperNodes), Runtime API (ServerApps) and Control API (`flwr run`) on one port, and its Control API is
-open to whoever holds the CA's certificate. So it listens on 127.0.0.1, and the proxy passes on what a registered SuperNode asks for,
-path by path. A path is compared whole and what goes on is the constant that was compared, never what the client has written.
+The SuperLink serves Fleet API (SuperNodes), Runtime API (ServerApps) and Control API (`flwr run`) on one port, and its Control
+API is open to whoever holds the CA's certificate. So it listens on 127.0.0.1, and the proxy passes on what a registered
+SuperNode asks for, path by path. A path is compared whole, and what goes on is the constant that was compared, never what the
+client has written.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ FLEET_PATHS = tuple(
         "send-node-heartbeat",
     )
 )
-"""What a SuperNode with a registered key calls (flwr 1.41, `fleet_http_connection.py`). Not `register-node` and `unregister-node`: nodes
-are registered by the aggregator."""
+"""What a SuperNode with a registered key calls (flwr 1.41, `fleet_http_connection.py`). Not `register-node` and
+`unregister-node`: nodes are registered by the aggregator."""
 
 _TEMPLATE = """\
 # Written by `oncofed-aggregator start`; changed by hand it is overwritten.
@@ -140,7 +141,7 @@ def find_nginx(path: str) -> str:
     found = shutil.which("nginx", path=f"{path}:/usr/sbin:/usr/local/sbin")
     if found is None:
         raise ConfigError(
-            "nginx: is not installed, and without it hospitals would reach more of the SuperLink than they need; install it from the "
-            "distribution (apt-get install nginx-light, dnf install nginx)"
+            "nginx: is not installed, and without it hospitals would reach more of the SuperLink than they need; install it "
+            "from the distribution (apt-get install nginx-light, dnf install nginx)"
         )
     return found

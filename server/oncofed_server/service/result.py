@@ -71,7 +71,7 @@ def deployed_result(study: SignedStudy, state: State, *, seconds: float, command
 def _arms(federated: dict[str, Any], *, secure: bool) -> dict[str, Any]:
     if secure and federated["overall"] is None:
         federated = federated | {"why": dict.fromkeys(federated.get("why", {}), _NO_TABLE) | {"overall": _NO_TABLE}}
-    missing = {
+    missing: dict[str, Any] = {
         arm: {"overall": None, "ci": None, "per_site": {}, "per_seed": [], "subgroups": {}, "why": {"overall": why}}
         for arm, why in _WHY.items()
     }

@@ -34,6 +34,7 @@ class Study:
         self.plan, self.sites, self.quorum = plan, sites, quorum
 
     def aggregator(self, *, state: State | None, names: Callable[[], str]) -> Aggregator:
+        del names
         roster = Roster(trainers=NAMES, evaluators=NAMES, quorum=self.quorum)
         return Aggregator(self.plan, roster, TRIAL, session="run", state=state)
 
