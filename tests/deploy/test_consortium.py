@@ -6,7 +6,9 @@ import csv
 import hashlib
 import json
 import math
+import shlex
 import stat
+import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,12 +20,15 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "world"))
 
+from running import ROOT, Service, until  # noqa: E402
 from test_nothing_crosses import found, number_forms, row_forms, text_forms  # noqa: E402 - lies in another folder
 from whole_run import KINDS, NUMBERS, OPEN, PATIENT, PRIVATE, SITES, TEXTS, WholeRun, whole_run  # noqa: E402
 
+from oncofed_client.daemon_client import healthy  # noqa: E402
 from oncofed_client.ledger_commands import report_on  # noqa: E402
 from oncofed_server.service.proxy import find_nginx  # noqa: E402
 from oncofed_shared.errors import ConfigError  # noqa: E402
+from oncofed_simulations.synthetic import write_cohort  # noqa: E402
 
 
 def _proxy() -> str:
@@ -165,3 +170,55 @@ def test_an_empty_status_is_not_what_an_aggregator_shows(run: WholeRun):
     shown = json.loads(run.consortium.aggregator("status", "--json"))
     assert {s["name"]: s["phase"] for s in shown["studies"]} == {OPEN: "done", PRIVATE: "done"}
     assert OPEN in run.consortium.aggregator("status")
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The lines of a page's first fenced block, as words."""
+    block = page.read_text(encoding="utf-8").split("```")[1]
+    return [shlex.split(line) for line in block.splitlines() if line.strip()]
+
+
+def test_five_commands_make_an_empty_machine_a_running_site(run: WholeRun):
+    """A fourth hospital joins the aggregator that runs, by the very lines of deploy/README.md."""
+    consortium = run.consortium
+    folder = consortium.folder / "fourth"
+    write_cohort(folder, sites=1, patients=30, seed=11)
+    (folder / "site-1").rename(folder / "data")
+    (folder / "data" / "site.toml").unlink()
+    install, init, request, answer, start = commands(ROOT / "deploy" / "README.md")
+    assert install == ["make", "install"]
+    # Where this runs from what `make install` made, that command has nothing to do; elsewhere it would make another environment.
+    dry = () if (ROOT / ".venv" / ".installed").exists() else ("-n",)
+    subprocess.run([*install, *dry], cwd=ROOT, check=True, capture_output=True)
+    program = ".venv/bin/oncofed-site"
+    assert {words[0] for words in (init, request, answer, start)} == {program}
+
+    def here(words: list[str]) -> list[str]:
+        return consortium.words("client", *words[1:])
+
+    def do(words: list[str]) -> None:
+        ended = subprocess.run(
+            here(words), cwd=folder, env=consortium.environment, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+
+    do(init)
+    settings = folder / "data" / "site.toml"
+    text = settings.read_text(encoding="utf-8")
+    head, _, tail = text.partition("[consent]")
+    settings.write_text(
+        f'{head}[consent]\ntable = "clinical"\ncolumn = "consent"\nvalue = "yes"\n{tail}', encoding="utf-8"
+    )
+    do(request)
+    consortium.aggregator("enrol", folder / "request.json", "--out", folder / "answer.json")
+    do(answer)
+    # A test's folder has a longer name than a socket's path may have.
+    socket = consortium.short / "fourth" / "daemon.sock"
+    service = Service(
+        [*here(start), "--socket", str(socket)], consortium.folder / "fourth.log", consortium.environment, folder
+    )
+    service.start()
+    until(lambda: healthy(socket), 120.0, service.log.read_text)
+    until(lambda: "SuperNode ID" in service.log.read_text(errors="replace"), 120.0, service.log.read_text)
+    assert service.stop() == 0
+    assert not socket.exists()

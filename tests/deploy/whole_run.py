@@ -99,7 +99,7 @@ def plant(sites: Path) -> list[float]:
         path.write_text(path.read_text().replace(old, PATIENT))
     with (folder / "expression.csv").open(newline="") as file:
         row = next(r for r in csv.DictReader(file) if r["patient_id"] == PATIENT)
-    return [float(v) for k, v in row.items() if k.endswith("_rnaseq")]
+    return [float(v) for k, v in row.items() if k.endswith("_rnaseq") and v]
 
 
 def enrol(consortium: Consortium) -> None:
