@@ -327,9 +327,7 @@ def test_a_study_with_one_bit_changed_or_of_a_revoked_site_or_too_old_is_not_tak
     assert all_studies(hub.folder) == []
 
 
-def test_a_new_step_key_is_for_new_studies_and_old_ones_keep_theirs(
-    hub: Hub, make_plan: Callable[..., Plan]
-) -> None:
+def test_a_new_step_key_is_for_new_studies_and_old_ones_keep_theirs(hub: Hub, make_plan: Callable[..., Plan]) -> None:
     hub.enrol(*SITES)
     old = read_any_study(hub.prepare(make_plan()), hub.folder)
     hub.on("renew", "--step-key")
