@@ -72,9 +72,10 @@ def _spent(approval: Approval, place: SitePlace, settings: SiteSettings) -> dict
     account = read_account(path, public_half(place.state))
     report = ledger_report(account, budget_policy(settings.policy))
     own = [asdict(s) for s in report.studies if s.plan.split("/")[0] == plan.hash]
-    return _finite(
+    spent: dict[str, Any] = _finite(
         {"study": own, "all_studies": asdict(report.totals), "entries": report.entries, "epoch": report.epoch}
     )
+    return spent
 
 
 def _finite(value: Any) -> Any:

@@ -29,6 +29,7 @@ from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import enrolled
+from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import LocalProtocolError, OncofedError
@@ -98,7 +99,8 @@ class _Driver:
     def _finish(self) -> None:
         state = load_state(self.place.final, self.study.plan)
         if not self.place.manifest.exists():
-            write_model(self.place.model, self.study.plan, self.study.trial, state)
+            known = known_certainty(self.study, state)
+            write_model(self.place.model, self.study.plan, self.study.trial, state, certainty=known)
             write_whole(self.place.manifest, dump_json(self._manifest(state)))
         sites = tuple(s for s in self.study.roster if s not in self.delivered)
         errand = self._delivery(sites, state)

@@ -6,14 +6,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oncofed_server.aggregator import State
-from oncofed_server.results import METRICS, arm_numbers, binning_errors, drawn
+from oncofed_server.certainty import certainty
+from oncofed_server.results import arm_numbers, binning_errors, drawn
 from oncofed_server.run_facts import curve, released_rows, site_rows, versions
 from oncofed_server.spending import spending
+from oncofed_shared.metrics import metric_names
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy
 from oncofed_shared.releases import uncharged
 from oncofed_shared.signed_study import SignedStudy
 
-__all__ = ["deployed_result"]
+__all__ = ["deployed_result", "known_certainty"]
 
 _WHY = {
     "pooled": "needs all patients in one place, which is what a deployed study avoids",
@@ -56,16 +58,23 @@ def deployed_result(study: SignedStudy, state: State, *, seconds: float, command
         "tasks": {
             task: {
                 metric: _arms(numbers[task][metric], secure=isinstance(plan.privacy, ConsortiumPrivacy))
-                for metric in METRICS[plan.tasks[task].kind]
+                for metric in metric_names(plan.tasks[task])
             }
             for task in plan.task_names
         },
+        "certainty": known_certainty(study, state),
         "references": {},
         "binning_error": binning_errors(plan, tables, study.trainers),
         "figures": {t: {"federated": f} for t, f in drawn(plan, [tables], study.trainers).items()},
         "resplits": {},
         "folds": {},
     }
+
+
+def known_certainty(study: SignedStudy, state: State) -> dict[str, Any]:
+    """What the model's predictions have meant, as after a simulation: see `certainty`."""
+    last = state.validation.get(study.plan.training.rounds)
+    return certainty(study.plan, last, {s: state.tables[s] for s in study.trainers if s in state.tables})
 
 
 def _arms(federated: dict[str, Any], *, secure: bool) -> dict[str, Any]:
