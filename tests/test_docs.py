@@ -15,7 +15,7 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
-from oncofed_shared import messages, plan, plan_imaging
+from oncofed_shared import messages, plan, plan_modalities
 from oncofed_simulations.synthetic import CohortSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -31,7 +31,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, categorical": plan.CategoricalColumn,
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
-    "`[modalities.NAME.patch.ROLE]`": plan_imaging.RegionPatch,
+    "`[modalities.NAME.patch.ROLE]`": plan_modalities.RegionPatch,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,
@@ -118,7 +118,7 @@ def test_a_reference_says_which_words_a_key_may_have(page, section, model):
 
 
 def test_every_model_of_a_file_has_its_table():
-    modules = (plan, plan_imaging, settings)
+    modules = (plan, plan_modalities, settings)
     made = {m for module in modules for m in vars(module).values() if isinstance(m, type)}
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
     documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}
@@ -171,3 +171,17 @@ def test_the_state_table_has_every_phase_in_order_and_asks_with_existing_request
     asked = {row[1].strip("`") for row in rows} - {""}
     assert asked == {k.__name__ for k in REQUESTS}
     assert len(FATAL_CODES) == 2, "the page says which updates end a run"
+
+
+def test_governance_names_tests_that_exist():
+    named = set(re.findall(r"`(test_[a-z0-9_]+)`", (DOCS / "governance" / "gdpr-hipaa.md").read_text(encoding="utf-8")))
+    sources = (p.read_text(encoding="utf-8") for p in Path(__file__).parent.rglob("test_*.py"))
+    there = {name for text in sources for name in re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)}
+    assert len(named) > 15
+    assert named - there == set()
+
+
+def test_every_row_of_the_legal_map_has_a_test_or_a_document():
+    text = (DOCS / "governance" / "gdpr-hipaa.md").read_text(encoding="utf-8")
+    rows = [r for r in ROW.findall(text) if not set(r) <= set("-| ") and not r.startswith(" clause")]
+    assert [r for r in rows if "`test_" not in r and ".md)" not in r] == []

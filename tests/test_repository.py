@@ -28,7 +28,7 @@ PUBLIC_REGISTRIES = (
 PROVIDED_BY = {
     "click": "typer", "markupsafe": "jinja2", "sklearn": "scikit-learn", "sksurv": "scikit-survival",
     "grpc": "grpcio", "dp_accounting": "dp-accounting", "radiomics": "pyradiomics", "tomli_w": "tomli-w",
-    "pywt": "pywavelets",
+    "pywt": "pywavelets", "google": "protobuf", "grpc_health": "grpcio-health-checking",
 }  # fmt: skip
 FIXED = {
     "flwr", "torch", "opacus", "monai", "pyradiomics", "pydicom", "pandas", "cryptography", "grpcio", "pytest",

@@ -11,8 +11,12 @@ import click
 import typer
 from rich.console import Console
 
+from oncofed_client import commands_doctor, commands_records, commands_start, commands_study
 from oncofed_client.check import check_study, inventory
+from oncofed_client.commands_enrol import enrol_app
+from oncofed_client.commands_predict import predict
 from oncofed_client.init import propose_settings, write_settings
+from oncofed_client.options import Folder, OwnState, State
 from oncofed_client.prepare.cache import state_folder
 from oncofed_client.settings import (
     SETTINGS_FILE,
@@ -23,6 +27,7 @@ from oncofed_client.settings import (
     settings_from_text,
 )
 from oncofed_client.show import show_check, show_inventory
+from oncofed_client.whereabouts import site_place
 from oncofed_shared.errors import ExitCode, OncofedError
 from oncofed_shared.plan import Plan, load
 
@@ -37,13 +42,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The site's folder.")]
-OwnState = Annotated[
-    Path | None,
-    typer.Option(
-        "--state", metavar="DIR", help="The site's own state, with its key and what is prepared; DIR.state without it."
-    ),
-]
+app.add_typer(enrol_app, name="enrol")
+app.command()(predict)
+commands_doctor.register(app, os.environ)
+commands_start.register(app, os.environ)
+commands_study.register(app)
+commands_records.register(app)
 
 
 @app.callback()
@@ -113,12 +117,9 @@ def preprocess(
     show_report(console, report, with_files=show_files)
 
 
-State = Annotated[Path, typer.Argument(metavar="DIR", help="The site's state folder, with its ledger and identity.")]
-
-
 @app.command()
 def ledger(
-    state: State,
+    folder: State,
     study: Annotated[
         Path | None, typer.Option("--study", metavar="STUDY", help="Say what this study would take.")
     ] = None,
@@ -134,37 +135,12 @@ def ledger(
     from oncofed_client.ledger_commands import report_on  # noqa: PLC0415
     from oncofed_client.show_ledger import show_ledger, show_preview  # noqa: PLC0415
 
-    report, preview = report_on(state, plan=None if study is None else load(study), site=site)
+    report, preview = report_on(site_place(folder).state, plan=None if study is None else load(study), site=site)
     console = Console(highlight=False)
     show_ledger(console, report)
     if preview is not None:
         show_preview(console, preview)
         raise typer.Exit(ExitCode.REFUSED if preview.objections else ExitCode.DONE)
-
-
-@app.command()
-def verify(
-    state: State,
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            "--key", metavar="FILE", help="The site's public key as it was enrolled, in place of DIR/identity.pub."
-        ),
-    ] = None,
-    witness: Annotated[
-        list[Path] | None,
-        typer.Option("--witness", metavar="FILE", help="A head of this ledger that somebody else signed."),
-    ] = None,
-) -> None:
-    """Look for edited, removed, reordered or rolled-back entries in a site's ledger."""
-    from oncofed_client.ledger_commands import verify_state  # noqa: PLC0415 - see `ledger`
-
-    sound, problems = verify_state(state, key=key, witnesses=tuple(witness or ()))
-    if problems:
-        for line in problems:
-            typer.echo(line, err=True)
-        raise typer.Exit(ExitCode.PEER)
-    typer.echo(sound)
 
 
 def _settings(folder: Path, plan: Plan | None) -> SiteSettings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 from pathlib import Path
 
@@ -18,7 +16,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from oncofed_shared.errors import DataError, StorageError
+from oncofed_client.private_file import make_once, read_secret
+from oncofed_shared.errors import DataError
+from oncofed_shared.public_keys import key_fingerprint
 from oncofed_shared.storage import write_whole
 
 __all__ = ["KEY_FILE", "PUBLIC_FILE", "fingerprint_of", "identity_of", "public_half", "raw_public", "read_public"]
@@ -33,8 +33,7 @@ def raw_public(key: Ed25519PublicKey) -> bytes:
 
 def fingerprint_of(key: Ed25519PublicKey) -> str:
     """What two people compare by telephone: SHA-256 of the key's 32 bytes, in groups of four hex digits."""
-    digits = hashlib.sha256(raw_public(key)).hexdigest()[:32]
-    return " ".join(digits[i : i + 4] for i in range(0, 32, 4))
+    return key_fingerprint(raw_public(key))
 
 
 def identity_of(folder: Path) -> Ed25519PrivateKey:
@@ -51,21 +50,15 @@ def identity_of(folder: Path) -> Ed25519PrivateKey:
     path = folder / KEY_FILE
     if not os.path.lexists(path):
         _make(path)
+    content = read_secret(path)
     try:
-        mode = path.stat().st_mode
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror})") from None
+        key = load_pem_private_key(content, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         raise DataError(
             f"{path}: is not a site's identity key, or it is damaged; bring it back from a backup"
         ) from None
     if not isinstance(key, Ed25519PrivateKey):
         raise DataError(f"{path}: is a key of another kind; expected Ed25519")
-    if mode & 0o077:
-        raise DataError(
-            f"{path}: others than its owner may read it; make it 0600, and ask for a new enrolment if they did"
-        )
     public = folder / PUBLIC_FILE
     if not public.exists():
         write_whole(public, key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -76,31 +69,7 @@ def identity_of(folder: Path) -> Ed25519PrivateKey:
 
 def _make(path: Path) -> None:
     """Write a new key; whoever comes second leaves the first one's."""
-    content = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    make_once(path, Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def public_half(folder: Path) -> Ed25519PublicKey:

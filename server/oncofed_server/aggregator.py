@@ -134,12 +134,14 @@ class Roster:
 
     Attributes:
         identities: raw public identity keys by site, where sums are secure.
+        quorum: trainers that must stay to the end; with fewer the run fails.
     """
 
     trainers: tuple[str, ...]
     evaluators: tuple[str, ...]
     externals: tuple[str, ...] = ()
     identities: Mapping[str, bytes] = field(default_factory=dict)
+    quorum: int = 1
 
     @property
     def everybody(self) -> tuple[str, ...]:
@@ -276,6 +278,16 @@ class Aggregator:
             raise RemoteProtocolError(message)
         return self.state.server
 
+    def awaits(self, reply: Reply) -> bool:
+        """Whether a reply is one that the run still waits for."""
+        state, head = self.state, reply.head
+        on_time = head.session == self.session and head.step == state.step and head.attempt <= state.attempt
+        return not self.finished and on_time and reply.site in state.pending
+
+    def outstanding(self) -> list[Outgoing]:
+        """The requests of the step under way to those who have not answered, once more: after `load_state` in place of `Start`."""
+        return self._ask(tuple(m for m in self._members(self.state.phase) if m in self.state.pending))
+
     def step(self, event: Event) -> list[Outgoing]:
         """Take one event; return the requests that follow from it."""
         if self.finished:
@@ -385,15 +397,14 @@ class Aggregator:
     # -- answers --------------------------------------------------------------------------------------------------------------
 
     def _receive(self, reply: Reply, cost: Cost, now: float) -> list[Outgoing]:
-        state, head = self.state, reply.head
+        state = self.state
         training = state.phase in {Phase.TRAIN, Phase.KEYS, Phase.OPENING}
         # One replacement for all that a reply changes: with many small sites it is what a reply costs.
         new: dict[str, Any] = {
             "cost": state.cost + cost,
             "round_cost": state.round_cost + cost if training else Cost(),
         }
-        late = head.session != self.session or head.step != state.step or head.attempt > state.attempt
-        if late or reply.site not in state.pending:
+        if not self.awaits(reply):
             self.state = replace(state, **new)
             return []
         if isinstance(reply, Refusal):
@@ -607,6 +618,9 @@ class Aggregator:
             excluded={**self.state.excluded, site: why},
             pending=self.state.pending - {site},
         )
+        left = sum(t not in self.state.excluded for t in self.roster.trainers)
+        if left < self.roster.quorum:
+            return self._fail(f"{left} sites are left, and the quorum is {self.roster.quorum}: {self._reasons()}")
         return [] if self.state.pending else self._advance(now)
 
     def _fail(self, why: str) -> list[Outgoing]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import time
 import typing
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -18,21 +19,91 @@ from flwr.serverapp import Grid
 from oncofed_server.aggregator import Aggregator, Cost, Outgoing, Received, Start, Tick
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.flower_records import NAME, STEP, pack, seconds_of, unpack
-from oncofed_shared.messages import Reply, Request, from_bytes, to_bytes
+from oncofed_shared.messages import ErrandReply, Reply, Request, from_bytes, to_bytes
 
-__all__ = ["Exchange", "ask_names"]
+__all__ = ["Arrived", "Courier", "Exchange", "ask_names", "reply_of"]
 
 # Flower forgets a message after this time; the aggregator's own deadlines are what counts.
 LIFETIME = 30 * 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Sent:
-    """A request under way."""
+class Arrived:
+    """What came back for a message.
+
+    Attributes:
+        site: who was asked.
+        ticket: what `Courier.send` was given.
+        content: the answer's bytes; None where there is an error in their place.
+        error: what Flower or the node's app says.
+        seconds: how long the site says that it worked, at most the time since it was asked.
+    """
 
     site: str
-    size: int
+    ticket: Any
+    content: bytes | None
+    error: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sent:
+    """A message under way."""
+
+    site: str
+    ticket: Any
     since: float
+
+
+class Courier:
+    """Takes bytes to sites' nodes over a grid and brings back what they answer. It understands neither.
+
+    Args:
+        nodes: Flower's node for each site; may change while messages are under way.
+    """
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
+        self._grid, self.nodes = grid, nodes
+        self._sent: dict[str, _Sent] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Messages without an answer."""
+        return len(self._sent)
+
+    def send(self, site: str, record: RecordDict, ticket: Any) -> bool:
+        """Send a packed message; False if the site's node is not there.
+
+        Args:
+            ticket: given back with the answer.
+        """
+        node = self.nodes.get(site)
+        message = [] if node is None else [Message(record, node, STEP, ttl=LIFETIME)]
+        accepted = [identity for identity in self._grid.push_messages(message) if identity]
+        if accepted:
+            self._sent[accepted[0]] = _Sent(site=site, ticket=ticket, since=time.perf_counter())
+        return bool(accepted)
+
+    def fetch(self) -> Iterator[Arrived]:
+        """What has arrived since the last time, each message once."""
+        replies = list(self._grid.pull_messages(list(self._sent))) if self._sent else []
+        for message in replies:
+            sent = self._sent.pop(message.metadata.reply_to_message_id, None)
+            if sent is not None:
+                yield _arrived(message, sent)
+
+
+def _arrived(message: Message, sent: _Sent) -> Arrived:
+    content, error, seconds = None, "", 0.0
+    if message.has_error():
+        error = message.error.reason or f"Flower's error {message.error.code}"
+    else:
+        try:
+            content = unpack(message.content)
+            seconds = min(seconds_of(message.content), time.perf_counter() - sent.since)
+        except RemoteProtocolError as problem:
+            error = str(problem)
+    return Arrived(site=sent.site, ticket=sent.ticket, content=content, error=error, seconds=seconds)
 
 
 class Exchange:
@@ -58,10 +129,9 @@ class Exchange:
         at_once: int = 256,
     ) -> None:
         self.aggregator = aggregator
-        self._grid, self._nodes, self._clock = grid, nodes, clock
+        self._courier, self._clock = Courier(grid, nodes), clock
         self._after_step, self._on_error, self._at_once = after_step, on_error, at_once
         self._waiting: deque[Outgoing] = deque()
-        self._sent: dict[str, _Sent] = {}
         self._started = False
         self._packed: tuple[Request | None, RecordDict, int] = (None, RecordDict(), 0)
 
@@ -85,17 +155,12 @@ class Exchange:
 
     def _send(self) -> bool:
         due: list[Outgoing] = []
-        while self._waiting and len(self._sent) + len(due) < self._at_once:
+        while self._waiting and self._courier.under_way + len(due) < self._at_once:
             due.append(self._waiting.popleft())
         for outgoing in due:
             record, size = self._pack(outgoing.request)
-            node = self._nodes.get(outgoing.site)
-            message = [] if node is None else [Message(record, node, STEP, ttl=LIFETIME)]
-            accepted = list(self._grid.push_messages(message))
-            if not accepted:
+            if not self._courier.send(outgoing.site, record, size):
                 self._on_error(outgoing.site, "its node is not there")
-                continue
-            self._sent[accepted[0]] = _Sent(site=outgoing.site, size=size, since=time.perf_counter())
         return bool(due)
 
     def _pack(self, request: Request) -> tuple[RecordDict, int]:
@@ -106,34 +171,41 @@ class Exchange:
         return self._packed[1:]
 
     def _receive(self) -> bool:
-        if not self._sent:
-            return False
-        replies = list(self._grid.pull_messages(list(self._sent)))
-        for message in replies:
-            sent = self._sent.pop(message.metadata.reply_to_message_id, None)
-            if sent is None:
-                continue
+        received = False
+        for arrived in self._courier.fetch():
+            received = True
             try:
-                event = self._event(message, sent)
+                event = self._event(arrived)
             except RemoteProtocolError as error:
-                self._on_error(sent.site, str(error))
+                self._on_error(arrived.site, str(error))
                 continue
             self._waiting.extend(self.aggregator.step(event))
             self._after_step(self.aggregator)
-        return bool(replies)
+        return received
 
-    def _event(self, message: Message, sent: _Sent) -> Received:
-        if message.has_error():
-            raise RemoteProtocolError(message.error.reason or f"Flower's error {message.error.code}")
-        content = unpack(message.content)
-        reply = from_bytes(content)
-        if not isinstance(reply, typing.get_args(Reply)):
-            raise RemoteProtocolError("answered with a request")
-        if reply.site != sent.site:
-            raise RemoteProtocolError("answered in another site's name")
-        seconds = min(seconds_of(message.content), time.perf_counter() - sent.since)
-        cost = Cost(bytes_up=len(content), bytes_down=sent.size, seconds=seconds)
+    def _event(self, arrived: Arrived) -> Received:
+        if arrived.content is None:
+            raise RemoteProtocolError(arrived.error)
+        reply = reply_of(arrived.content, arrived.site)
+        if isinstance(reply, typing.get_args(ErrandReply)):
+            raise RemoteProtocolError("answered what was not asked")
+        cost = Cost(bytes_up=len(arrived.content), bytes_down=arrived.ticket, seconds=arrived.seconds)
         return Received(now=self._clock(), reply=typing.cast("Reply", reply), cost=cost)
+
+
+def reply_of(content: bytes, site: str) -> Reply | ErrandReply:
+    """A site's reply from its bytes.
+
+    Raises:
+        RemoteProtocolError: it is none, or another site's.
+    """
+    reply: Any = from_bytes(content)
+    if not isinstance(reply, (*typing.get_args(Reply), *typing.get_args(ErrandReply))):
+        raise RemoteProtocolError("answered with a request")
+    answer = typing.cast("Reply | ErrandReply", reply)
+    if answer.site != site:
+        raise RemoteProtocolError("answered in another site's name")
+    return answer
 
 
 def ask_names(grid: Grid, count: int, *, patience: float, pause: float = 0.05) -> dict[str, int]:

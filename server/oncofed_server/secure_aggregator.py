@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
-from oncofed_server.secure_sums import SecureSums
+from oncofed_server.secure_sums import SecureSums, formation_name
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Head, Reply, Request, Trial
@@ -45,6 +45,7 @@ class SecureAggregator(Aggregator):
 
     Args:
         key: the aggregator's own, with which it signs the sites' ledgers back.
+        names: a name for every new formation, never the same twice; a journal gives those again that it gave before.
 
     Raises:
         ConfigError: the plan is of another kind, or sites of its roster are missing beyond `drop`.
@@ -60,12 +61,13 @@ class SecureAggregator(Aggregator):
         curves: bool = True,
         state: State | None = None,
         key: Ed25519PrivateKey | None = None,
+        names: Callable[[], str] = formation_name,
     ) -> None:
         super().__init__(plan, roster, trial, session=session, curves=curves, state=state)
         if not isinstance(plan.privacy, ConsortiumPrivacy):
             raise ConfigError(f"privacy.noise: is '{plan.privacy.noise}'; secure sums are for 'consortium'")
         self._privacy = plan.privacy
-        self._key = key
+        self._key, self._names = key, names
         self._sums: SecureSums | None = None
         self._purpose = Phase.TRAIN
 
@@ -91,7 +93,13 @@ class SecureAggregator(Aggregator):
             )
         if self._sums is None or self._sums.formation.members != members:
             self._sums = SecureSums(
-                self.plan, self.session, members, self.roster.identities, self._key, before=self._sums
+                self.plan,
+                self.session,
+                members,
+                self.roster.identities,
+                self._key,
+                before=self._sums,
+                name=self._names(),
             )
         if not self._sums.ready:
             self._sums.set_up()
@@ -255,8 +263,9 @@ def aggregator_for(
     curves: bool = True,
     state: State | None = None,
     key: Ed25519PrivateKey | None = None,
+    names: Callable[[], str] = formation_name,
 ) -> Aggregator:
     """The aggregator that a plan's privacy asks for."""
     if isinstance(plan.privacy, ConsortiumPrivacy):
-        return SecureAggregator(plan, roster, trial, session=session, curves=curves, state=state, key=key)
+        return SecureAggregator(plan, roster, trial, session=session, curves=curves, state=state, key=key, names=names)
     return Aggregator(plan, roster, trial, session=session, curves=curves, state=state)

@@ -17,12 +17,17 @@ from oncofed_shared.plan import Plan
 from oncofed_shared.secagg import AggregatorParty, AggregatorPhase
 from oncofed_shared.witness import Head, Witness, sign_witness
 
-__all__ = ["AGGREGATOR", "SecureSums"]
+__all__ = ["AGGREGATOR", "SecureSums", "formation_name"]
 
 PEERS_SIGN_EVERY = 16
 """Sums from one round of the peers' signatures under all ledgers to the next: n x n of them each time."""
 AGGREGATOR = "aggregator"
 """Under which name the aggregator signs heads of ledgers."""
+
+
+def formation_name() -> str:
+    """A name that no formation ever had: 128 random bits."""
+    return secrets.token_hex(16)
 
 
 class SecureSums:
@@ -32,9 +37,10 @@ class SecureSums:
         identities: raw public identity keys by site.
         key: the aggregator's own, to sign the sites' ledgers back.
         before: the sums of the formation before this one, for what they have seen of ledgers.
+        name: of the formation, never used before; drawn at random where none is given.
 
     Attributes:
-        formation: its name is drawn at random, so that none is ever used twice.
+        formation: who adds up together.
         heads: the newest head of each site's ledger that was seen, of former formations too.
 
     Guarantees:
@@ -51,8 +57,9 @@ class SecureSums:
         key: Ed25519PrivateKey | None = None,
         *,
         before: SecureSums | None = None,
+        name: str | None = None,
     ) -> None:
-        self.formation = Formation(name=secrets.token_hex(16), members=tuple(sorted(members)))
+        self.formation = Formation(name=name or formation_name(), members=tuple(sorted(members)))
         self.party = AggregatorParty(group_of(plan, session, self.formation, identities))
         self.number = 0
         self._key = key

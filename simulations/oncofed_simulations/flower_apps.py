@@ -23,10 +23,10 @@ from oncofed_server.app import Exchange, ask_names
 from oncofed_shared.errors import Interrupted, LocalProtocolError, OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Request, Trial, from_bytes, to_bytes
 from oncofed_shared.plan import Plan
+from oncofed_shared.processes import runs
 from oncofed_simulations.consortium import KeptRun, keeper, open_site
 from oncofed_simulations.flower_job import Job, roster_of, stop_is_asked, write_outcome
 from oncofed_simulations.journal import keep_journal
-from oncofed_simulations.processes import runs
 
 __all__ = ["client_app", "run_job", "server_app"]
 

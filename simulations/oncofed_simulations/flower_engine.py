@@ -20,11 +20,11 @@ from oncofed_server.aggregator import Aggregator
 from oncofed_shared.errors import ConfigError, LocalProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan
+from oncofed_shared.processes import subreaper
 from oncofed_shared.storage import write_whole
 from oncofed_simulations.consortium import KeptRun
 from oncofed_simulations.flower_job import Job, Member, roster_of
 from oncofed_simulations.flower_supervisor import Supervisor
-from oncofed_simulations.processes import subreaper
 
 __all__ = ["FlowerEngine", "check_ray_address"]
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 
 from oncofed_shared.errors import Interrupted, LocalProtocolError, OncofedError
+from oncofed_shared.processes import Descendants, dies_with_us
 from oncofed_shared.storage import write_whole
 from oncofed_simulations.flower_job import ask_to_stop, read_outcome
-from oncofed_simulations.processes import Descendants, dies_with_us
 
 __all__ = ["Supervisor"]
 

@@ -16,11 +16,12 @@ from oncofed_client.prepare.report import Report
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
-from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.model_file import write_model
 from oncofed_server.report import headline, write_report
 from oncofed_shared.errors import ConfigError, OncofedError, StorageError
 from oncofed_shared.plan import Plan
-from oncofed_shared.storage import dump_json, write_arrays, write_whole
+from oncofed_shared.storage import dump_json, write_whole
 from oncofed_simulations.consortium import Consortium, Run, folder_settings, open_site
 from oncofed_simulations.flower_engine import FlowerEngine
 from oncofed_simulations.flower_job import Member
@@ -265,23 +266,8 @@ def _open(plan: Plan, options: Options, folders: Sequence[Path]) -> tuple[dict[s
 
 
 def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) -> None:
-    out, state = options.out, released.state
-    if state.preparation is None:
-        message = "a finished run has a preparation"
-        raise AssertionError(message)
-    nobody = Roster(trainers=(), evaluators=())
-    parameters = Aggregator(plan, nobody, released.trial, session="", state=state).parameters()
-    arrays = {f"network.{n}": a for n, a in parameters.items()}
-    arrays |= {f"preparation.{n}": a for n, a in state.preparation.arrays().items()}
-    facts = {
-        "format": 1,
-        "study": plan.study.name,
-        "plan_hash": plan.hash,
-        "plan": plan.canonical.decode(),
-        "columns": {m: list(c) for m, c in state.preparation.columns.items()},
-        "seed": released.trial.seed,
-    }
-    write_arrays(out / "model.safetensors", arrays, facts)
+    out = options.out
+    write_model(out / "model.safetensors", plan, released.trial, released.state)
     write_whole(out / "result.json", dump_json(result))
     write_report(result, out)
     files = ("model.safetensors", "report.html", "result.json")

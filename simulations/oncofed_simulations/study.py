@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from oncofed_server.released import released_scores
 from oncofed_server.results import (
     Numbers,
     alone_numbers,
     arm_numbers,
     binning_errors,
     drawn,
-    shown,
     spread,
 )
-from oncofed_shared.consortium import TablesMechanism
+from oncofed_server.run_facts import curve, released_rows, site_rows, versions
+from oncofed_server.spending import spending
 from oncofed_shared.errors import ConfigError, OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
-from oncofed_shared.noised_tables import coarse_entries, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 from oncofed_shared.privacy import in_roster
 from oncofed_shared.releases import uncharged
-from oncofed_shared.scoring import WHOLE, split_vector
 from oncofed_simulations.comparisons import pooled_like, with_site_noise, without_ledgers, without_privacy
 from oncofed_simulations.consortium import Consortium, Run, SparseTables, could_train
 from oncofed_simulations.exact import exact_numbers
 from oncofed_simulations.pooled import PooledSource
 from oncofed_simulations.reference import reference_tables
-from oncofed_simulations.spending import spending
 
 __all__ = ["Study"]
 
-PACKAGES = ("oncofed", "torch", "numpy", "flwr", "opacus", "scikit-survival", "scikit-learn")
 RESPLIT_SEEDS = 1000
 Replicates = Sequence[SparseTables]
 
@@ -189,14 +182,15 @@ class Study:
             "plan_hash": plan.hash,
             "plan": plan.model_dump(mode="json", exclude={"simulation"}),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "versions": {p: importlib.metadata.version(p) for p in PACKAGES} | {"python": platform.python_version()},
+            "versions": versions(),
             "seeds": list(self.seeds),
             "bytes_up": sum(r.state.cost.bytes_up for r in main),
             "bytes_down": sum(r.state.cost.bytes_down for r in main),
-            "rounds": [entry for run in main for entry in self._curve(run)],
+            "rounds": [entry for run in main for entry in curve(plan, run.trial, run.state)],
             "uncharged": list(uncharged(plan, runs=len(self.seeds))),
-            "released": self._released(main[0]),
-            "sites": self._site_rows(main[0]),
+            # Of the first run alone, because a study releases one.
+            "released": released_rows(plan, main[0].state),
+            "sites": site_rows(main[0].state, sites=self.sites, externals=self.externals, spent=self.mechanisms),
             "excluded": [{"name": n, "why": w} for n, w in (self.excluded | dict(main[0].state.excluded)).items()],
             "tasks": {t: tasks[t] for t in plan.task_names},
             "references": numbers,
@@ -233,67 +227,6 @@ class Study:
             return {}
         each = {a: [run.tables for per_seed in r for run in per_seed] for a, r in runs.items()}
         return _by_arm({a: spread(self.plan, t, self.sites, "per_fold") for a, t in each.items()})
-
-    def _curve(self, run: Run) -> list[dict[str, Any]]:
-        entries = []
-        for i, (loss, cost) in enumerate(zip(run.state.losses, run.state.costs, strict=True), 1):
-            entry: dict[str, Any] = {
-                "seed": run.trial.seed,
-                "round": i,
-                # Under a private plan no site says its loss.
-                "train_loss": None if self.private else loss,
-                "seconds": cost.seconds,
-                "bytes_up": cost.bytes_up,
-                "bytes_down": cost.bytes_down,
-                "validation": {},
-                "divergence": None,
-            }
-            if run.trial.fold >= 0:
-                entry["fold"] = run.trial.fold
-            if (apart := run.state.divergence[i - 1]) is not None:
-                entry["divergence"] = {"mean": apart.mean, "max": apart.max}
-            if run.state.participants:
-                entry["participants"] = list(run.state.participants[i - 1])
-            table = run.state.validation.get(i)
-            if table is not None:
-                whole = split_vector(self.plan, table, subgroups=False)[WHOLE]
-                entry["validation"] = {t: shown(self.plan, t, v) for t, v in whole.items()}
-            entries.append(entry)
-        return entries
-
-    def _released(self, run: Run) -> list[dict[str, Any]]:
-        """Scores as a deployed study would release them; of the first run alone, because a study releases one."""
-        counts = run.state.released
-        if counts is None:
-            return []
-        grid = placed_grid(self.plan, run.state.histogram)
-        mechanism = TablesMechanism.for_plan(self.plan, cells=len(counts), entries=coarse_entries(self.plan))
-        return released_scores(self.plan, counts, mechanism, run.state.present, grid)
-
-    def _site_rows(self, run: Run) -> list[dict[str, Any]]:
-        rows = []
-        for name in (*self.sites, *self.externals):
-            described = run.state.descriptions.get(name)
-            if described is None:
-                continue
-            parts, spent = described.parts, self.mechanisms.get(name)
-            rows.append(
-                {
-                    "name": name,
-                    "patients": spent.patients if spent else parts.get("all"),
-                    "train": parts.get("train"),
-                    "validation": parts.get("validation"),
-                    "test": parts.get("test"),
-                    "modalities": dict(described.modalities),
-                    "events": dict(described.events),
-                    "epsilon": spent.epsilon if spent else None,
-                    "delta": spent.delta if spent else None,
-                    "epsilon_alone": spent.epsilon_alone if spent else None,
-                    "trained": name in self.sites and name not in run.state.excluded,
-                    "external": name in self.externals,
-                }
-            )
-        return rows
 
 
 def _each(run: Callable[[Trial], Run], trials: Sequence[Sequence[Trial]]) -> list[list[Run]]:

@@ -18,7 +18,7 @@ from oncofed_shared.layout import Layout
 from oncofed_shared.messages import Contribution, Evaluate, Head, Refusal, Summarise, Train, from_bytes
 from oncofed_shared.network import build
 from oncofed_shared.noised_tables import coarse_counts, coarse_entries, placed_grid
-from oncofed_simulations.spending import spending
+from oncofed_server.spending import spending
 
 
 def open_sum(world):

@@ -23,8 +23,8 @@ import tomli_w
 
 from oncofed_shared.errors import ExitCode, RemoteProtocolError
 from oncofed_shared.plan import load, read_toml
+from oncofed_shared.processes import Descendants, subreaper
 from oncofed_shared.storage import read_arrays
-from oncofed_simulations.processes import Descendants, subreaper
 from oncofed_simulations.run import Options, run_study
 
 DEADLINE = 120.0

@@ -1,0 +1,41 @@
+"""`oncofed-site predict`: a finished model, applied to this site's patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from oncofed_client.options import Folder, OwnState
+from oncofed_client.whereabouts import site_place
+from oncofed_shared.public_keys import key_fingerprint
+
+__all__ = ["predict"]
+
+
+def predict(
+    folder: Folder,
+    model: Annotated[Path, typer.Option("--model", metavar="FILE", help="A model.safetensors.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The table, for this site's eyes only.")],
+    state: OwnState = None,
+) -> None:
+    """Apply a finished model to the patients of a folder: risk, interval, weights of the modalities. Nothing leaves."""
+    # torch takes a second to import; the other commands do without.
+    from oncofed_client.model_files import check_beside  # noqa: PLC0415
+    from oncofed_client.prediction import predict_site  # noqa: PLC0415
+    from oncofed_shared.trained_model import read_model  # noqa: PLC0415
+
+    place = site_place(folder, state)
+    settings = place.settings()
+    sealed = check_beside(model)
+    if sealed is None:
+        typer.echo(f"{model}: has no seal beside it, so nobody vouches for it; `model fetch` brings one along.")
+    else:
+        typer.echo(f"{model}: is the model of study {sealed.study[:12]}, sealed by {key_fingerprint(sealed.key)}")
+    made = predict_site(folder, settings, read_model(model), state=place.state, out=out)
+    typer.echo(
+        f"{out}: {made.patients} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."
+    )
+    if made.left_out:
+        typer.echo(f"{made.left_out} more lack what the model needs and have no row.")

@@ -1,0 +1,182 @@
+"""`oncofed-site start`: the daemon and the gate, as two processes that are kept running."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from threading import Event
+from typing import Annotated, Any
+
+import typer
+
+from oncofed_client.daemon_client import target
+from oncofed_client.doctor import examine
+from oncofed_client.doctor_check import Verdict
+from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.node import check_enrolled, environment_of
+from oncofed_client.log_lines import say
+from oncofed_client.no_network import interfaces, leave_network
+from oncofed_client.options import Folder, OwnState
+from oncofed_client.whereabouts import SitePlace, site_place
+from oncofed_shared.errors import ConfigError
+from oncofed_shared.keeping import Program, keep
+
+__all__ = ["Part", "register"]
+
+# Seconds for a request at hand when a person or systemd ends the daemon; cut off, it is asked again.
+GRACE = 600.0
+# Likewise when both are started together.
+PATIENCE = 60.0
+
+
+class Part(Enum):
+    """What `--only` may name."""
+
+    DAEMON = "daemon"
+    GATE = "gate"
+
+
+def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
+    """Add the command to `oncofed-site`.
+
+    Args:
+        environment: of this process.
+    """
+
+    @app.command()
+    def start(
+        folder: Folder,
+        *,
+        state: OwnState = None,
+        only: Annotated[Part | None, typer.Option("--only", help="One of the two, as a unit of its own.")] = None,
+        socket: Annotated[
+            Path | None,
+            typer.Option("--socket", metavar="PATH", help="Between the two; STATE/run/daemon.sock without it."),
+        ] = None,
+        socket_group: Annotated[
+            str | None, typer.Option("--socket-group", metavar="GROUP", help="Of the gate's user, its only member.")
+        ] = None,
+        gate_home: Annotated[
+            Path | None,
+            typer.Option("--gate-home", metavar="DIR", help="The gate's own folder; STATE/gate without it."),
+        ] = None,
+        gate_user: Annotated[
+            str | None, typer.Option("--gate-user", metavar="USER", help="Run the gate as this user; needs root.")
+        ] = None,
+        check: Annotated[
+            bool,
+            typer.Option("--check", help="Look at this machine as `doctor` does, and start only if nothing is wrong."),
+        ] = False,
+    ) -> None:
+        """Answer the aggregator until told to stop: a daemon that has the data and no network, a gate that has the reverse."""
+        place = site_place(folder, state)
+        path = (socket or place.state / "run" / "daemon.sock").absolute()
+        home = (gate_home or place.state / "gate").absolute()
+        target(path)
+        if check:
+            _check(place, environment)
+        if only is Part.DAEMON:
+            _serve(place, path, socket_group)
+            return
+        check_enrolled(place.state)
+        credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
+        words, seen = _gate_words(credentials, home, path), environment_of(environment, home)
+        if only is Part.GATE:
+            # The process that stays is the small one: nothing that reads data is imported in it.
+            _become(words, gate_user, seen)
+        where = [str(folder), *(("--state", str(state)) if state else ()), "--socket", str(path)]
+        who = None if gate_user is None else _user(gate_user)
+        group = socket_group or (None if who is None else str(who.pw_gid))
+        own = [*where, "--only", "daemon", *(("--socket-group", group) if group else ())]
+        python = [sys.executable, "-m"]
+        daemon = [*python, "oncofed_client.no_network", *python, "oncofed_client", "start", *own]
+        keep(
+            [
+                Program(name="daemon", command=lambda: daemon, environment=environment),
+                Program(
+                    name="gate",
+                    command=lambda: words,
+                    environment=seen,
+                    user=who and who.pw_uid,
+                    group=who and who.pw_gid,
+                ),
+            ],
+            stop=_until_told(),
+            say=_tell,
+            patience=PATIENCE,
+        )
+
+
+def _check(place: SitePlace, environment: Mapping[str, str]) -> None:
+    """Say what is wrong with this machine.
+
+    Raises:
+        ConfigError: something is.
+    """
+    found = tuple(examine(place, environment=environment, clock=time.time))
+    for each in found:
+        _tell(f"{each.verdict.value:<12}{each.name}: {each.found}")
+    problems = [f"{each.name}: {each.found}; {each.remedy}" for each in found if each.verdict is Verdict.WRONG]
+    if problems:
+        raise ConfigError(*problems, "not started; the same without --check starts in spite of it")
+
+
+def _serve(place: SitePlace, path: Path, group: str | None) -> None:
+    """Be the daemon."""
+    # torch takes seconds, and the other commands need it not.
+    from oncofed_client.daemon import Daemon, own_socket  # noqa: PLC0415
+    from oncofed_client.door import open_door  # noqa: PLC0415
+
+    data, stop = place.data, _until_told()
+    if data is None:
+        raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
+    with own_socket(path, group=group):
+        if interfaces():
+            leave_network()
+        daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
+        say("daemon.ready", socket=str(path), network=", ".join(interfaces()) or "none", pid=os.getpid())
+        stop.wait()
+        daemon.stop(GRACE)
+        say("daemon.ended")
+
+
+def _note(event: str, fields: Mapping[str, Any]) -> None:
+    say(f"door.{event}", **fields)
+
+
+def _until_told() -> Event:
+    stop = Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+def _gate_words(credentials: Path, home: Path, path: Path) -> list[str]:
+    given = ["--credentials", str(credentials.absolute()), "--home", str(home), "--socket", str(path)]
+    return [sys.executable, "-m", "oncofed_client.gate", *given]
+
+
+def _user(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise ConfigError(f"--gate-user {name}: there is no such user on this machine") from None
+
+
+def _become(words: list[str], user: str | None, seen: Mapping[str, str]) -> None:
+    if user is not None:
+        who = _user(user)
+        os.setgroups([])
+        os.setgid(who.pw_gid)
+        os.setuid(who.pw_uid)
+    os.execve(words[0], words, dict(seen))  # noqa: S606 - our own words

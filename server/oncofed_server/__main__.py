@@ -1,0 +1,329 @@
+"""`oncofed-aggregator`: what the people who run a consortium's aggregator run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+
+from oncofed_server.report import headline
+from oncofed_server.service.folder import Folder
+from oncofed_server.service.keys import new_key, public_file, read_key, read_public_key
+from oncofed_server.service.prepare import EPOCH_DAYS, STUDY_DAYS, prepare
+from oncofed_server.service.registry import enrol as take_in
+from oncofed_server.service.registry import members, publish_roster
+from oncofed_server.service.registry import revoke as take_out
+from oncofed_server.service.status import status_of, status_page
+from oncofed_server.service.studies import Wanted, add_study, find_study, read_any_study
+from oncofed_shared.commands import run_app
+from oncofed_shared.errors import ConfigError, StorageError
+from oncofed_shared.plan import load
+from oncofed_shared.public_keys import key_fingerprint, public_of
+from oncofed_shared.storage import write_whole
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="oncofed-aggregator",
+    help="The aggregator of a consortium. It sees no patient; what it asks, sites approve by the hash of a signed study.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The aggregator's folder.")]
+PlanKey = Annotated[Path, typer.Option("--plan-key", metavar="FILE", help="Private plan key.")]
+MaybePlanKey = Annotated[Path | None, typer.Option("--plan-key", metavar="FILE", help="Private plan key, if at hand.")]
+Study = Annotated[str, typer.Argument(metavar="STUDY", help="File, id, beginning of the id, or name.")]
+HERE = Path()
+
+
+def _command() -> str:
+    return shlex.join(["oncofed-aggregator", *sys.argv[1:]])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+# -- the aggregator and its keys ------------------------------------------------------------------------------------------
+
+
+@app.command("plan-key")
+def plan_key(out: Annotated[Path, typer.Option(help="New file for the private key; FILE.pub beside it.")]) -> None:
+    """Make the plan key, on a machine without a network: it signs studies and rosters, and stays there."""
+    key = new_key(out)
+    print(f"{out}: private; keep it offline, and a copy somewhere safe")
+    print(f"{public_file(out)}: public; give it to `oncofed-aggregator init`")
+    print(f"fingerprint: {key_fingerprint(public_of(key))}")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    name: Annotated[str, typer.Option(help="What sites call this aggregator.")],
+    address: Annotated[str, typer.Option(help="HOST:PORT that sites connect to.")],
+    plan_key: Annotated[Path, typer.Option(help="Public plan key, the .pub file.")],
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT on this machine, if it is another one.")] = None,
+) -> None:
+    """Make an aggregator: a private certificate authority, certificates, its own key and a step key."""
+    made = Folder.create(
+        folder, name=name, address=address, plan_key=read_public_key(plan_key), listen=listen, now=time.time()
+    )
+    print(f"{made.path}: made; whoever reads keys/ can play the aggregator, so back it up like one")
+    print(f"aggregator: {key_fingerprint(public_of(made.own_key()))}")
+    print(f"plan key:   {key_fingerprint(made.plan_key)}")
+
+
+@app.command()
+def renew(
+    folder: Dir = HERE,
+    step_key: Annotated[bool, typer.Option("--step-key", help="A new step key for new studies.")] = False,
+    plan_key: MaybePlanKey = None,
+) -> None:
+    """New certificates; with --plan-key a fresh roster; with --step-key a new step key. What was signed before goes on."""
+    opened = Folder.open(folder)
+    opened.make_certificates(now=time.time())
+    print("certificates: new; a running proxy takes them within a minute")
+    if step_key:
+        print(f"step key: {key_fingerprint(opened.renew_step_key().step_key)}; older studies keep theirs")
+    if plan_key is not None:
+        epoch = publish_roster(opened, read_key(plan_key), now=time.time())
+        print(f"roster: epoch {epoch.number}, {len(epoch.sites)} sites")
+
+
+# -- sites ----------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def enrol(
+    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="A site's request file.")],
+    out: Annotated[Path, typer.Option(help="Where the answer goes.")],
+    folder: Dir = HERE,
+    plan_key: MaybePlanKey = None,
+) -> None:
+    """Take a site in and answer its request. Compare the fingerprints by telephone before you send the answer."""
+    opened = Folder.open(folder)
+    answer = take_in(opened, _read(request), now=time.time(), plan_key=None if plan_key is None else read_key(plan_key))
+    write_whole(out, answer)
+    for member in members(opened):
+        if f"{member.site}.request" and (opened.sites / f"{member.site}.request").read_bytes() == _read(request):
+            print(f"{member.site}: {member.fingerprint} ({member.standing})")
+    print(f"answer: {out}, signed by {key_fingerprint(public_of(opened.own_key()))}")
+
+
+@app.command("list")
+def show_list(folder: Dir = HERE, as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """Who is enrolled, with the fingerprint of each identity."""
+    opened = Folder.open(folder)
+    rows = members(opened)
+    if as_json:
+        print(json.dumps([{"site": m.site, "fingerprint": m.fingerprint, "standing": m.standing} for m in rows]))
+        return
+    for member in rows:
+        print(f"{member.site}: {member.fingerprint} ({member.standing})")
+    if not rows:
+        print("nobody is enrolled")
+
+
+@app.command()
+def revoke(
+    site: Annotated[str, typer.Argument(help="Name of the site.")], plan_key: PlanKey, folder: Dir = HERE
+) -> None:
+    """Take a site's key out for good: acts at every site with its next message, and at the gate at once."""
+    epoch = take_out(Folder.open(folder), site, read_key(plan_key), now=time.time())
+    print(f"{site}: revoked in roster epoch {epoch.number}; studies that need it end, prepare them anew without it")
+
+
+# -- studies --------------------------------------------------------------------------------------------------------------
+
+
+@app.command("prepare")
+def prepare_study(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study plan, a TOML file.")],
+    plan_key: PlanKey,
+    out: Annotated[Path, typer.Option(help="Where the signed study goes.")],
+    folder: Dir = HERE,
+    sites: Annotated[str, typer.Option(help="Names with commas; everybody without it.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of split and first values; public.")] = 0,
+    fold: Annotated[int, typer.Option(help="Held-out fold, where the plan has folds.")] = -1,
+    quorum: Annotated[int | None, typer.Option(min=1, help="Fewest sites with whom the run goes on.")] = None,
+    expires_days: Annotated[float, typer.Option(min=0.001, help="Days until the study ends.")] = STUDY_DAYS,
+    epoch_days: Annotated[float, typer.Option(min=0.001, help="How old a roster may be at a site.")] = EPOCH_DAYS,
+) -> None:
+    """Sign a study: one plan, one run, these sites, their keys and the step key. Needs no network."""
+    opened, plan = Folder.open(folder), load(study)
+    content = prepare(
+        opened,
+        plan,
+        read_key(plan_key),
+        sites=tuple(s.strip() for s in sites.split(",") if s.strip()),
+        seed=seed,
+        fold=fold,
+        quorum=quorum,
+        days=expires_days,
+        epoch_days=epoch_days,
+        now=time.time(),
+    )
+    write_whole(out, content)
+    signed = read_any_study(out, opened)
+    print(f"{out}: {plan.study.name}, id {signed.id}")
+    print(f"sites: {', '.join(signed.roster)}; quorum {signed.quorum}; roster epoch {signed.epoch}")
+
+
+@app.command()
+def submit(study: Annotated[Path, typer.Argument(metavar="STUDY", help="A signed study.")], folder: Dir = HERE) -> None:
+    """Let a study run as soon as `start` does. Sites that have not approved it are asked again and again."""
+    place = add_study(Folder.open(folder), study, now=time.time())
+    if place.wanted is Wanted.CANCEL:
+        raise ConfigError(f"{place.study.name}: was cancelled, for good; prepare a new study")
+    place.want(Wanted.RUN)
+    print(f"{place.study.name}: submitted, id {place.study.id}")
+
+
+@app.command()
+def count(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A signed study.")],
+    folder: Dir = HERE,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for answers.")] = 60.0,
+) -> None:
+    """Ask every site how many patients it has, rounded; each has to approve that by itself. Before `submit`."""
+    place = add_study(Folder.open(folder), study, now=time.time())
+    if place.wanted not in {None, Wanted.COUNT}:
+        raise ConfigError(f"{place.study.name}: was submitted already; patients are counted before")
+    place.want(Wanted.COUNT)
+    end = time.monotonic() + wait
+    while time.monotonic() < end and set(place.counts.get("sites", {})) != set(place.study.roster):
+        time.sleep(0.2)
+    known = place.counts.get("sites", {})
+    for site in place.study.roster:
+        counts = known.get(site)
+        words = "has not answered" if counts is None else ", ".join(f"{k} {v}" for k, v in sorted(counts.items()))
+        print(f"{site}: {words or 'nothing above its minimum'}")
+
+
+def _want(folder: Path, study: str, wanted: Wanted) -> None:
+    place = find_study(Folder.open(folder), study)
+    phase = place.status.get("phase")
+    if phase in {"done", "failed"} and not (wanted is Wanted.RUN and place.status.get("undelivered")):
+        raise ConfigError(f"{place.study.name}: has ended ({phase})")
+    if place.wanted is Wanted.CANCEL and wanted is not Wanted.CANCEL:
+        raise ConfigError(f"{place.study.name}: was cancelled, for good; prepare a new study")
+    if wanted is Wanted.RUN and phase in {"stuck", "done"}:
+        place.tell(place.status | {"phase": "waiting", "why": ""})
+    place.want(wanted)
+    words = {Wanted.RUN: "goes on", Wanted.PAUSE: "pauses; sites keep what they have", Wanted.CANCEL: "is cancelled"}
+    print(f"{place.study.name}: {words[wanted]}")
+
+
+@app.command()
+def pause(study: Study, folder: Dir = HERE) -> None:
+    """Ask nothing more until `resume`; the time in between counts towards no deadline."""
+    _want(folder, study, Wanted.PAUSE)
+
+
+@app.command()
+def resume(study: Study, folder: Dir = HERE) -> None:
+    """Go on with a paused or stuck study, or give the model to sites that have not taken it."""
+    _want(folder, study, Wanted.RUN)
+
+
+@app.command()
+def cancel(study: Study, folder: Dir = HERE) -> None:
+    """End a study for good."""
+    _want(folder, study, Wanted.CANCEL)
+
+
+@app.command()
+def status(
+    folder: Dir = HERE,
+    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """How the studies stand."""
+    opened = Folder.open(folder)
+    if as_json:
+        print(json.dumps(status_of(opened, now=time.time())))
+        return
+    console = Console()
+    if not watch:
+        console.print(status_page(status_of(opened, now=time.time())))
+        return
+    with Live(status_page(status_of(opened, now=time.time())), console=console, auto_refresh=False) as live:
+        while True:
+            time.sleep(1.0)
+            live.update(status_page(status_of(opened, now=time.time())), refresh=True)
+
+
+@app.command()
+def report(study: Study, out: Annotated[Path, typer.Option(help="Where it goes.")], folder: Dir = HERE) -> None:
+    """Write report.html, result.json and the model of a finished study."""
+    from oncofed_server.service.products import report_study  # noqa: PLC0415 - loads torch
+
+    result = report_study(find_study(Folder.open(folder), study), out, command=_command())
+    print(headline(result))
+    print(f"report: {out / 'report.html'}")
+
+
+@app.command()
+def export(study: Study, out: Annotated[Path, typer.Option(help="A new ZIP file.")], folder: Dir = HERE) -> None:
+    """Write everything that an outsider may see of a finished study into one file, with signed digests."""
+    from oncofed_server.service.products import export_study  # noqa: PLC0415 - loads torch
+
+    opened = Folder.open(folder)
+    names = export_study(opened, find_study(opened, study), out, command=_command())
+    print(f"{out}: {', '.join(names)}")
+
+
+# -- the service ----------------------------------------------------------------------------------------------------------
+
+
+def _stop_event() -> Event:
+    stop = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _say(what: str) -> None:
+    print(what, flush=True)
+
+
+@app.command()
+def start(folder: Dir = HERE) -> None:
+    """Run SuperLink, proxy and dispatcher until SIGTERM or Ctrl-C; whatever of them ends is started again."""
+    from oncofed_server.service.service import serve  # noqa: PLC0415 - only here
+
+    serve(Folder.open(folder), given=dict(os.environ), stop=_stop_event(), say=_say)
+
+
+@app.command(hidden=True)
+def dispatch(folder: Dir = HERE) -> None:
+    """What `start` runs as a process of its own: submits studies to Flower."""
+    from oncofed_server.service.dispatch import Dispatcher  # noqa: PLC0415 - only here
+    from oncofed_server.service.programs import environment  # noqa: PLC0415
+
+    opened = Folder.open(folder)
+    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=_say).run()
+
+
+def main() -> None:
+    """Entry point of `oncofed-aggregator`."""
+    run_app(app)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The dispatcher: registers nodes at the SuperLink, and sees that every study that is wanted has a Flower run that drives it.
+
+A Flower run is not resumed: Flower loses it when the SuperLink or the ServerApp dies. A study is: its journal says where it
+stands. So a new run is submitted whenever nobody holds a study's lock, until the study has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import psutil
+
+import oncofed_server
+from oncofed_server.service.folder import Folder
+from oncofed_server.service.programs import CONNECTION, superlink_port
+from oncofed_server.service.registry import enrolled, newest_roster
+from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
+from oncofed_shared.errors import OncofedError
+from oncofed_shared.storage import dump_json, write_whole
+
+__all__ = ["Dispatcher"]
+
+LOOK = 0.3
+GRACE = 60.0
+"""Seconds that a submitted run has until its ServerApp holds the study's lock."""
+MOST_DEATHS = 10
+"""Runs in a row that may die without a single new event in the journal; then a person has to look."""
+CALL_SECONDS = 60.0
+BUNDLE = Path(oncofed_server.__file__).with_name("bundle")
+
+
+@dataclass(kw_only=True)
+class _Runs:
+    """What the dispatcher knows of a study's runs."""
+
+    submitted: float = -1e9
+    seen: bool = False
+    deaths: int = 0
+    events: int = -1
+    due: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Dispatcher:
+    """One aggregator's dispatcher; `run` returns when `stop` is set.
+
+    Attributes:
+        environment: of Flower's client.
+        say: told what happens, in plain words.
+    """
+
+    folder: Folder
+    environment: Mapping[str, str]
+    stop: Event
+    say: Callable[[str], None]
+    _runs: dict[str, _Runs] = field(default_factory=dict)
+    _told: str = ""
+    _reloaded: float = 0.0
+
+    def run(self) -> None:
+        """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
+        while not self.stop.wait(LOOK):
+            try:
+                self._renewed_certificate()
+                if self._superlink_answers():
+                    self._register()
+                    for study in all_studies(self.folder):
+                        self._tend(study)
+            except (OncofedError, OSError, subprocess.SubprocessError) as error:
+                self._tell_once(f"dispatcher: {error}")
+
+    def _tell_once(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            self.say(what)
+
+    def _superlink_answers(self) -> bool:
+        port = superlink_port(self.folder)
+        if port is None:
+            return False
+        try:
+            with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+                return True
+        except OSError:
+            return False
+
+    def _renewed_certificate(self) -> None:
+        """Let the proxy read a certificate that is newer than itself; connections go on."""
+        pid_file = self.folder.run / "proxy" / "nginx.pid"
+        if not pid_file.exists():
+            return
+        made = (self.folder.keys / "server.crt").stat().st_mtime
+        if made <= max(pid_file.stat().st_mtime, self._reloaded):
+            return
+        with contextlib.suppress(psutil.Error, ValueError):
+            proxy = psutil.Process(int(pid_file.read_text()))
+            # A process id may have become somebody else's.
+            if "nginx" in proxy.name():
+                proxy.send_signal(signal.SIGHUP)
+                self._reloaded = made
+                self.say("proxy: takes the new certificate")
+
+    # -- nodes ----------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _register_file(self) -> Path:
+        return self.folder.run / "registered.json"
+
+    def _register(self) -> None:
+        """Register the gates of all that are enrolled; take those of revoked sites out."""
+        known: dict[str, Any] = {}
+        if self._register_file.exists() and (self.folder.run / "superlink.db").exists():
+            known = json.loads(self._register_file.read_bytes())
+        epoch = newest_roster(self.folder)
+        for site, request in enrolled(self.folder).items():
+            gone = epoch is not None and epoch.revoked.get(site) == request.identity
+            entry = known.get(request.node_key)
+            if entry is None and not gone:
+                known[request.node_key] = {"site": site, "node": self._new_node(site, request.node_key)}
+            elif entry is not None and gone and entry["node"] is not None:
+                self._flwr("supernode", "unregister", str(entry["node"]), CONNECTION)
+                known[request.node_key] = {"site": site, "node": None}
+                self.say(f"{site}: its gate is no longer let in")
+            else:
+                continue
+            write_whole(self._register_file, dump_json(known))
+
+    def _new_node(self, site: str, node_key: str) -> int | None:
+        path = self.folder.run / "nodes" / f"{site}.pub"
+        write_whole(path, f"{node_key}\n".encode())
+        told = self._flwr("supernode", "register", str(path), CONNECTION, "--name", site, "--format", "json")
+        answer = _last_object(told)
+        if not answer.get("success"):
+            # Another register file was lost, or this one was not written in time.
+            if "already in use" not in told:
+                raise OncofedError(f"{site}: its gate cannot be registered: {told.strip()[-300:]}")
+            return None
+        self.say(f"{site}: its gate is let in")
+        return int(answer["node-id"])
+
+    # -- studies --------------------------------------------------------------------------------------------------------------
+
+    def _tend(self, study: StudyFolder) -> None:
+        status, wanted = study.status, study.wanted
+        runs = self._runs.setdefault(study.study.id, _Runs())
+        wants_count = wanted is Wanted.COUNT and not study.counts.get("finished")
+        wants_run = wanted is Wanted.RUN and status.get("phase") not in ENDED
+        if not wants_count and not wants_run:
+            return
+        with study.alone() as free:
+            pass
+        now = time.monotonic()
+        if not free:
+            runs.seen = True
+            return
+        if not runs.seen and now - runs.submitted < GRACE:
+            return
+        if runs.seen or runs.submitted > 0:
+            self._mourn(study, runs, now)
+        if now >= runs.due and study.status.get("phase") not in ENDED:
+            self._submit(study)
+            runs.submitted, runs.seen = time.monotonic(), False
+
+    def _mourn(self, study: StudyFolder, runs: _Runs, now: float) -> None:
+        """A run is gone and the study has not ended: count, and wait a little longer each time that nothing came of it."""
+        if runs.submitted < 0:
+            return
+        events = int(study.status.get("events", 0))
+        runs.deaths = 0 if events > runs.events else runs.deaths + 1
+        runs.events = events
+        runs.due = now + (0.0 if runs.deaths < 2 else min(30.0, 0.5 * 2**runs.deaths))
+        runs.submitted, runs.seen = -1e9, False
+        self.say(f"{study.study.name}: its run is gone; the study goes on with a new one")
+        if runs.deaths >= MOST_DEATHS:
+            why = f"{runs.deaths} runs ended without an event; see {self.folder.run}/superlink.log, then `resume`"
+            study.tell(study.status | {"phase": "stuck", "why": why})
+            runs.deaths = 0
+
+    def _submit(self, study: StudyFolder) -> None:
+        config = f"dir={json.dumps(str(self.folder.path))} study={json.dumps(study.study.id)}"
+        told = self._flwr("run", str(BUNDLE), CONNECTION, "-c", config)
+        self.say(f"{study.study.name} ({study.study.id[:12]}): a run was submitted")
+        if "Traceback" in told or "rror" in told:
+            self._tell_once(f"flwr run said: {told.strip()[-500:]}")
+
+    def _flwr(self, *words: str) -> str:
+        """What Flower's client says; its exit code says little."""
+        program = str(Path(sys.executable).with_name("flwr"))
+        asked = subprocess.run(  # noqa: S603 - our own words
+            [program, *words],
+            env=dict(self.environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CALL_SECONDS,
+            check=False,
+        )
+        return asked.stdout + asked.stderr
+
+
+def _last_object(text: str) -> dict[str, Any]:
+    """The last JSON object in what a program printed, or an empty one."""
+    start = text.rfind("{")
+    try:
+        found = json.loads(text[start : text.rfind("}") + 1]) if start >= 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,112 @@
+"""How the studies stand, for people: one line each, and what needs somebody's attention."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from oncofed_server.service.authority import days_left
+from oncofed_server.service.folder import Folder
+from oncofed_server.service.registry import newest_roster
+from oncofed_server.service.studies import StudyFolder, Wanted, all_studies
+
+__all__ = ["status_of", "status_page"]
+
+DAY = 86_400.0
+WARN_DAYS = 30.0
+LATEST_NOTES = 5
+
+
+def _study_row(place: StudyFolder, now: float) -> dict[str, Any]:
+    said, study, wanted = place.status, place.study, place.wanted
+    phase = said.get("phase", "waiting" if wanted is Wanted.RUN else "submitted")
+    if wanted is Wanted.PAUSE and phase not in {"done", "failed"}:
+        phase = "paused"
+    if wanted is Wanted.CANCEL and phase not in {"done", "failed"}:
+        phase = "cancelled"
+    with place.alone() as free:
+        driven = not free
+    return {
+        "id": study.id,
+        "name": study.name,
+        "phase": phase,
+        "driven": driven,
+        "sites": list(study.roster),
+        "expires_days": round((study.expires - now) / DAY, 1),
+        **{
+            key: said.get(key)
+            for key in (
+                *("step_phase", "round", "rounds", "step", "attempt", "seconds", "bytes_up", "bytes_down", "losses"),
+                *(
+                    "excluded",
+                    "waiting",
+                    "connected",
+                    "delivered",
+                    "undelivered",
+                    "why",
+                    "events",
+                    "journal_bytes",
+                    "at",
+                ),
+            )
+        },
+        "counts": place.counts.get("sites", {}),
+        "notes": said.get("notes", [])[-LATEST_NOTES:],
+    }
+
+
+def status_of(folder: Folder, *, now: float) -> dict[str, Any]:
+    """Everything, ready for JSON."""
+    epoch = newest_roster(folder)
+    certificate = days_left(folder.keys / "server.crt", now=now)
+    warnings = []
+    if certificate < WARN_DAYS:
+        warnings.append(f"the server's certificate ends in {certificate:.0f} days: oncofed-aggregator renew")
+    studies = [_study_row(place, now) for place in all_studies(folder)]
+    if epoch is not None:
+        age = (now - epoch.issued) / DAY
+        limits = [p.study.epoch_days for p in all_studies(folder) if p.wanted is Wanted.RUN]
+        if limits and age > 0.7 * min(limits):
+            warnings.append(
+                f"the roster is {age:.0f} days old and sites stop at {min(limits):g}: oncofed-aggregator renew --plan-key FILE"
+            )
+    return {
+        "aggregator": folder.settings.name,
+        "address": folder.settings.address,
+        "certificate_days": round(certificate, 1),
+        "roster": None if epoch is None else {"number": epoch.number, "sites": sorted(epoch.sites)},
+        "studies": studies,
+        "warnings": warnings,
+    }
+
+
+def status_page(status: dict[str, Any]) -> RenderableType:
+    """The same as tables for a terminal."""
+    table = Table(title=f"{status['aggregator']} at {status['address']}", title_justify="left")
+    for name in ("study", "id", "phase", "round", "now", "waits for", "connected", "out"):
+        table.add_column(name)
+    lines: list[RenderableType] = []
+    for row in status["studies"]:
+        waiting = row["waiting"] or {}
+        table.add_row(
+            Text(row["name"]),
+            row["id"][:12],
+            row["phase"] + ("" if row["driven"] or row["phase"] not in {"running", "delivering"} else " (no process)"),
+            f"{row['round'] or 0}/{row['rounds'] or '?'}",
+            str(row["step_phase"] or ""),
+            ", ".join(waiting) or "-",
+            f"{len(row['connected'] or [])}/{len(row['sites'])}",
+            ", ".join(row["excluded"] or {}) or "-",
+        )
+        if row["why"]:
+            lines.append(Text(f"{row['name']}: {row['why']}"))
+        lines += [
+            Text(f"{row['name']}: {time.strftime('%H:%M:%S', time.localtime(n['at']))} {n['site']}: {n['what']}")
+            for n in row["notes"]
+        ]
+    lines += [Text(f"! {w}") for w in status["warnings"]]
+    return Group(table, *lines)

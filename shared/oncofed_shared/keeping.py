@@ -1,0 +1,124 @@
+"""Programs that must run: started, started again when they end, asked to end when we do."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import Event
+
+import psutil
+
+from oncofed_shared.processes import Descendants, dies_with_us, subreaper
+
+__all__ = ["Program", "keep", "pause_after"]
+
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+STEADY = 60.0
+LOOK = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What runs.
+
+    Attributes:
+        name: what a person calls it.
+        command: makes the words to start it with; asked before every start, since a port may have been taken meanwhile.
+        environment: all that it sees.
+        user: whom it runs as; without it, as this process.
+        group: likewise.
+        why: says in plain words what an exit code means, where it can be said.
+    """
+
+    name: str
+    command: Callable[[], Sequence[str]]
+    environment: Mapping[str, str]
+    user: int | None = None
+    group: int | None = None
+    why: Callable[[int], str] = lambda code: f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
+
+
+def pause_after(quick_ends: int) -> float:
+    """Seconds before a program is started again that has ended so many times in a row without having run for a while."""
+    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(quick_ends, 10)))
+
+
+class _Kept:
+    def __init__(self, program: Program, say: Callable[[str], None]) -> None:
+        self.program, self._say = program, say
+        self.process: subprocess.Popen[bytes] | None = None
+        self._since = self._due = time.monotonic()
+        self._quick = 0
+
+    def look(self) -> None:
+        """Start it if it is due."""
+        now = time.monotonic()
+        if self.process is not None and (code := self.process.poll()) is not None:
+            # What it started must not go on beside its successor.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process = None
+            self._quick = 0 if now - self._since > STEADY else self._quick + 1
+            pause = pause_after(self._quick)
+            self._due = now + pause
+            self._say(f"{self.program.name}: {self.program.why(code)}; started again in {pause:g} s")
+        if self.process is None and now >= self._due:
+            self.process = subprocess.Popen(  # noqa: S603 - our own words
+                dies_with_us(list(self.program.command())),
+                env=dict(self.program.environment),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                user=self.program.user,
+                group=self.program.group,
+                extra_groups=None if self.program.user is None else [],
+            )
+            self._since = now
+            self._say(f"{self.program.name}: started (process {self.process.pid})")
+
+
+def _bury(living: set[int]) -> None:
+    """Take leave of the orphans that became our children; the programs' own codes are read elsewhere."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
+            if child.pid not in living and child.status() == psutil.STATUS_ZOMBIE:
+                child.wait(0)
+
+
+def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None], patience: float) -> None:
+    """Run programs until asked to stop; then end them and whatever they have started.
+
+    Args:
+        stop: set by a signal.
+        say: told in plain words what happens.
+        patience: seconds that they have to end after SIGTERM.
+
+    Guarantees:
+        - A program that ends, however it ends, is started again, at first at once and then at growing intervals.
+        - None of them outlives this function, and none outlives this process: the kernel ends it with us.
+    """
+    with subreaper():
+        ours = Descendants()
+        kept = [_Kept(p, say) for p in programs]
+        try:
+            while not stop.is_set():
+                for one in kept:
+                    one.look()
+                _bury({k.process.pid for k in kept if k.process is not None})
+                stop.wait(LOOK)
+        finally:
+            for one in kept:
+                if one.process is not None and one.process.poll() is None:
+                    one.process.send_signal(signal.SIGTERM)
+            end = time.monotonic() + patience
+            while time.monotonic() < end and any(k.process is not None and k.process.poll() is None for k in kept):
+                time.sleep(LOOK)
+            ours.kill()
+            for one in kept:
+                if one.process is not None:
+                    one.process.poll()

@@ -1,0 +1,151 @@
+"""The gate: how a SuperNode is started, what it sees of this machine, and what its relay imports."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from oncofed_client.enrol import request_enrolment
+from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.node import PASSED_ON, SILENT, check_enrolled, environment_of, open_gate
+from oncofed_shared.enrolment import read_enrolment_request, write_enrolment
+from oncofed_shared.errors import ConfigError, DataError, StorageError
+
+HEAVY = (
+    "torch",
+    "pandas",
+    "pydicom",
+    "monai",
+    "SimpleITK",
+    "sklearn",
+    "opacus",
+    "oncofed_client.site",
+    "oncofed_client.door",
+)
+
+
+def authority() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+    now = dt.datetime.now(dt.UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(now).not_valid_after(now + dt.timedelta(days=1))
+    return made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """An enrolled site's state."""
+    folder = tmp_path / "state"
+    request_enrolment(folder, site="Clinic A", out=tmp_path / "request")
+    answer = write_enrolment(
+        read_enrolment_request((tmp_path / "request").read_bytes()),
+        aggregator="hub",
+        address="hub.example.org:8443",
+        certificate=authority(),
+        plan_key=bytes(32),
+        roster=None,
+        issued=0.0,
+        key=Ed25519PrivateKey.generate(),
+    )
+    (folder / "enrolment.json").write_bytes(answer)
+    return folder
+
+
+def test_the_supernode_is_started_with_tls_a_key_and_what_the_relay_needs(state, tmp_path):
+    gate = open_gate(state, home=tmp_path / "gate", socket=Path("run.sock"))
+    words = list(gate.command())
+    assert Path(words[0]).name == "flower-supernode"
+    given = dict(zip(words[1::2], words[2::2], strict=True))
+    assert given["--superlink"] == "hub.example.org:8443"
+    assert Path(given["--root-certificates"]).read_text().startswith("-----BEGIN CERTIFICATE-----")
+    assert given["--auth-supernode-private-key"] == str(state / "node.key")
+    assert given["--host"] == "127.0.0.1"
+    assert given["--node-config"] == f'site="Clinic A" socket={json.dumps(str(Path("run.sock").absolute()))}'
+    assert "--insecure" not in words
+    # Ports are asked for anew, since another process may take one that was free.
+    assert 0 < int(given["--port"]) < 65536
+
+
+def test_a_gate_sees_what_it_needs_of_the_environment_and_is_silent(state, tmp_path):
+    gate = open_gate(state, home=tmp_path / "gate", socket=Path("s"))
+    given = {name: f"of {name}" for name in PASSED_ON} | {"DATABASE_PASSWORD": "x", "FLWR_HOME": "y", "AWS_KEY": "z"}
+    made = gate.program(given).environment
+    assert set(made) <= {*PASSED_ON, *SILENT, "HOME", "FLWR_HOME", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"}
+    assert SILENT.items() <= made.items()
+    assert made["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert made["FLWR_HOME"] == str(tmp_path / "gate" / "flower")
+    assert made["HTTPS_PROXY"] == "of HTTPS_PROXY"
+    assert made["NO_PROXY"] == made["no_proxy"] == "127.0.0.1,localhost,of NO_PROXY"
+    assert made["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert environment_of({}, tmp_path)["NO_PROXY"] == "127.0.0.1,localhost"
+
+
+def test_exit_305_is_explained(state, tmp_path):
+    why = open_gate(state, home=tmp_path / "gate", socket=Path("s")).program({}).why
+    assert "at most a minute" in why(305 & 0xFF)
+    assert why(3) == "ended with code 3"
+    assert why(-9) == "was ended by signal 9"
+
+
+def test_a_gate_of_a_site_that_is_not_enrolled_does_not_start(state, tmp_path):
+    check_enrolled(state)
+    (state / "enrolment.json").rename(state / "other")
+    with pytest.raises(ConfigError, match=r"has no enrolment.json; .*enrol request"):
+        open_gate(state, home=tmp_path / "gate", socket=Path("s"))
+    (state / "enrolment.json").write_bytes((state / "other").read_bytes()[:-40])
+    with pytest.raises(DataError):
+        open_gate(state, home=tmp_path / "gate", socket=Path("s"))
+    with pytest.raises(StorageError, match="--socket"):
+        open_gate(state, home=tmp_path / "gate", socket=Path("x" * 120))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files to another user")
+def test_a_gate_of_its_own_user_is_given_two_files(state, tmp_path):
+    made = hand_over(state, home=tmp_path / "gate", user="nobody")
+    assert {p.name for p in made.iterdir()} == {"enrolment.json", "node.key"}
+    for path in (tmp_path / "gate", made, *made.iterdir()):
+        assert path.owner() == "nobody"
+        assert not stat.S_IMODE(path.stat().st_mode) & 0o077
+    assert (made / "node.key").read_bytes() == (state / "node.key").read_bytes()
+    with pytest.raises(ConfigError, match="no such user"):
+        hand_over(state, home=tmp_path / "other", user="nobody-of-this-name")
+
+
+def loaded(module: str) -> set[str]:
+    asked = f"import sys, {module}; print('\\n'.join(sys.modules))"
+    return set(subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True).stdout.split())
+
+
+@pytest.mark.parametrize("module", ["oncofed_client.flower_gate", "oncofed_client.gate.__main__"])
+def test_what_has_the_network_imports_nothing_that_reads_data(module):
+    names = loaded(module)
+    assert module in names
+    assert not [n for n in HEAVY if n in names]
+
+
+def test_the_check_of_imports_would_notice():
+    assert "torch" in loaded("oncofed_client.site")
+
+
+def test_a_mistake_gives_one_line_and_a_code(tmp_path):
+    words = ["--credentials", tmp_path, "--home", tmp_path / "home", "--socket", "s"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "oncofed_client.gate", *words], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 3
+    assert ended.stderr.startswith("oncofed-gate: ")
+    assert len(ended.stderr.splitlines()) == 1
