@@ -120,7 +120,12 @@ def test_of_the_superlink_only_the_fleet_paths_are_reachable(service: Service) -
     inside = superlink_port(service.folder)
     assert inside is not None
     paths = ["/v1/control/start-run", "/v1/control/list-runs", "/v1/control/register-node", "/v1/runtime/push-messages"]
-    paths += ["/v1/runtime/acquire-task", "/v1/runtime/responses", "/v1/fleet/register-node", "/v1/fleet/unregister-node"]
+    paths += [
+        "/v1/runtime/acquire-task",
+        "/v1/runtime/responses",
+        "/v1/fleet/register-node",
+        "/v1/fleet/unregister-node",
+    ]
     for path in paths:
         # It is there: whoever is on this host reaches it.
         assert service.ask(path, port=inside) != 404, path
