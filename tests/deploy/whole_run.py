@@ -118,7 +118,8 @@ def enrol(consortium: Consortium) -> None:
     def approve(name: str) -> None:
         for study in (OPEN, PRIVATE):
             words = (folder / f"{study}.study", "--site", folder / "sites" / name)
-            assert "Fingerprints" in consortium.site("review", *words)
+            if name == SITES[0]:
+                assert "Fingerprints" in consortium.site("review", *words)
             consortium.site("approve", *words)
 
     with ThreadPoolExecutor(3) as pool:
