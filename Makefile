@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Two workers on two cores: one thread each, or they wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo test test-slow check bench
+.PHONY: install demo consortium proxy test test-slow check bench
 
 install: .venv/.installed
 
@@ -26,8 +26,19 @@ install: .venv/.installed
 demo: install
 	$(BIN)/oncofed-simulate run simulations/studies/demo.toml --out out/demo
 
+# Real processes: an aggregator behind its proxy, three sites each with daemon and gate, from enrolment to the report.
+consortium: install proxy
+	$(BIN)/pytest -m deploy tests/deploy -rs
+
+# Where root may install it, it is installed; elsewhere the tests that need it say so and are skipped.
+proxy:
+	@PATH="$$PATH:/usr/sbin:/usr/local/sbin"; command -v nginx >/dev/null \
+	|| { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y nginx-light; } \
+	|| echo "nginx is missing and cannot be installed from here: install it (apt-get install nginx-light), then run this again"
+
+# Tests of one group share a long fixture, so one worker has them.
 test: install
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 # pytest ends with 5 where no test carries the marker.
 test-slow: install

@@ -55,12 +55,18 @@ class Service:
     words: list[str]
     log: Path
     environment: dict[str, str]
+    folder: Path | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                dies_with_us(self.words), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment
+                dies_with_us(self.words),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                cwd=self.folder,
             )
 
     def tree(self) -> list[psutil.Process]:

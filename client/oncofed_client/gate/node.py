@@ -31,7 +31,8 @@ PASSED_ON = (
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
 )  # fmt: skip
 """What the gate sees of its environment. Whatever an aggregator ships runs here, so a password in a variable is not passed on."""
-_SESSION_IS_HELD = 305 & 0xFF
+# What Flower's own codes of more than eight bits become for whoever waits for the process, 305 among them.
+_SAID_ABOVE = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +132,9 @@ def environment_of(given: Mapping[str, str], home: Path) -> dict[str, str]:
 
 
 def _why(code: int) -> str:
-    if code == _SESSION_IS_HELD:
-        return "the aggregator still holds the session of the gate before, for at most a minute, or cannot be reached"
+    if code == _SAID_ABOVE:
+        return (
+            "ended with an error of Flower's, which stands above; 305 is usual after a crash: the aggregator holds the session of "
+            "the gate before for up to a minute"
+        )
     return f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
