@@ -6,7 +6,9 @@ stands. So a new run is submitted whenever nobody holds a study's lock, until th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+import psutil
 
 import oncofed_server
 from oncofed_server.service.folder import Folder
@@ -62,11 +66,13 @@ class Dispatcher:
     say: Callable[[str], None]
     _runs: dict[str, _Runs] = field(default_factory=dict)
     _told: str = ""
+    _reloaded: float = 0.0
 
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
         while not self.stop.wait(LOOK):
             try:
+                self._renewed_certificate()
                 if self._superlink_answers():
                     self._register()
                     for study in all_studies(self.folder):
@@ -88,6 +94,22 @@ class Dispatcher:
                 return True
         except OSError:
             return False
+
+    def _renewed_certificate(self) -> None:
+        """Let the proxy read a certificate that is newer than itself; connections go on."""
+        pid_file = self.folder.run / "proxy" / "nginx.pid"
+        if not pid_file.exists():
+            return
+        made = (self.folder.keys / "server.crt").stat().st_mtime
+        if made <= max(pid_file.stat().st_mtime, self._reloaded):
+            return
+        with contextlib.suppress(psutil.Error, ValueError):
+            proxy = psutil.Process(int(pid_file.read_text()))
+            # A process id may have become somebody else's.
+            if "nginx" in proxy.name():
+                proxy.send_signal(signal.SIGHUP)
+                self._reloaded = made
+                self.say("proxy: takes the new certificate")
 
     # -- nodes ----------------------------------------------------------------------------------------------------------------
 

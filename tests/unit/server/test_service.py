@@ -1,0 +1,364 @@
+"""The aggregator's folder, keys, registry and signed studies, by its commands; no process, no network."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from typer.testing import CliRunner
+
+from oncofed_server.__main__ import app
+from oncofed_server.service.authority import days_left
+from oncofed_server.service.folder import Folder
+from oncofed_server.service.keys import new_key, read_key
+from oncofed_server.service.proxy import FLEET_PATHS, configuration
+from oncofed_server.service.registry import newest_roster
+from oncofed_server.service.studies import Wanted, all_studies, find_study, read_any_study
+from oncofed_shared.enrolment import read_enrolment, write_enrolment_request
+from oncofed_shared.errors import ConfigError, DataError, OncofedError
+from oncofed_shared.plan import Plan
+from oncofed_shared.public_keys import public_of
+
+SITES = ("site-1", "site-2", "site-3")
+
+
+class Hub:
+    """An aggregator and the commands over it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.path = root, root / "hub"
+        self.keys: dict[str, Ed25519PrivateKey] = {}
+        self("plan-key", "--out", str(root / "plan.key"))
+        self(
+            *("init", str(self.path), "--name", "hub", "--address", "hub.example.org:8443"),
+            *("--plan-key", str(root / "plan.pub")),
+        )
+
+    def __call__(self, *words: str) -> str:
+        result = CliRunner().invoke(app, list(words), catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def on(self, *words: str) -> str:
+        return self(*words, "--dir", str(self.path))
+
+    @property
+    def folder(self) -> Folder:
+        return Folder.open(self.path)
+
+    @property
+    def plan_key(self) -> str:
+        return str(self.root / "plan.key")
+
+    def request(self, site: str, *, key: Ed25519PrivateKey | None = None, node: Any = None) -> Path:
+        identity = self.keys[site] = key or Ed25519PrivateKey.generate()
+        node = node or ec.generate_private_key(ec.SECP384R1())
+        text = node.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+        path = self.root / f"{site}.request"
+        path.write_bytes(write_enrolment_request(site=site, node_key=text, key=identity))
+        return path
+
+    def enrol(self, *sites: str) -> None:
+        for site in sites:
+            self.on("enrol", str(self.request(site)), "--out", str(self.root / f"{site}.answer"))
+
+    def plan(self, plan: Plan) -> Path:
+        path = self.root / "study.toml"
+        content = json.loads(plan.canonical)
+        path.write_text(tomli_w.dumps(_without_none(content)))
+        return path
+
+    def prepare(self, plan: Plan, *more: str, name: str = "x.study") -> Path:
+        out = self.root / name
+        self.on("prepare", str(self.plan(plan)), "--plan-key", self.plan_key, "--out", str(out), *more)
+        return out
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Hub:
+    return Hub(tmp_path)
+
+
+def test_private_halves_are_their_owners_alone_and_are_never_replaced(hub: Hub) -> None:
+    private = [*hub.path.rglob("*.key"), hub.root / "plan.key"]
+    assert len(private) == 6
+    assert {p.stat().st_mode & 0o777 for p in private} == {0o600}
+    assert hub.path.stat().st_mode & 0o777 == 0o700
+    before = (hub.root / "plan.key").read_bytes()
+    with pytest.raises(ConfigError, match="never replaced"):
+        new_key(hub.root / "plan.key")
+    assert (hub.root / "plan.key").read_bytes() == before
+    (hub.root / "plan.key").chmod(0o644)
+    with pytest.raises(DataError, match="others than its owner"):
+        read_key(hub.root / "plan.key")
+
+
+def test_the_plan_key_is_not_in_the_aggregators_folder(hub: Hub) -> None:
+    secret = read_key(hub.root / "plan.key").private_bytes_raw()
+    assert all(secret not in p.read_bytes() for p in hub.path.rglob("*") if p.is_file())
+    assert hub.folder.plan_key == public_of(read_key(hub.root / "plan.key"))
+
+
+def test_a_folder_is_made_once_and_whole(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is not empty"):
+        Folder.create(hub.path, name="hub", address="a:1", plan_key=bytes(32), now=0.0)
+    with pytest.raises(ConfigError, match="has no aggregator.toml"):
+        Folder.open(tmp_path / "nothing")
+    for address in ("nowhere", "a:0", "a:99999", "a b:1"):
+        with pytest.raises(ConfigError):
+            Folder.create(tmp_path / "other", name="hub", address=address, plan_key=bytes(32), now=0.0)
+        assert not (tmp_path / "other").exists()
+
+
+def test_the_authority_signs_servers_of_these_names_and_cannot_make_another_authority(hub: Hub) -> None:
+    keys = hub.folder.keys
+    authority = x509.load_pem_x509_certificate((keys / "ca.crt").read_bytes())
+    limits = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert (limits.ca, limits.path_length) == (True, 0)
+    for name, shown in (("server", "hub.example.org"), ("loopback", ipaddress.ip_address("127.0.0.1"))):
+        made = x509.load_pem_x509_certificate((keys / f"{name}.crt").read_bytes())
+        made.verify_directly_issued_by(authority)
+        assert not made.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        assert shown in [n.value for n in names]
+        assert 396 < days_left(keys / f"{name}.crt", now=time.time()) < 397
+        # OpenSSL takes both halves together.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(keys / f"{name}.crt", keys / f"{name}.key")
+
+
+def test_renewed_certificates_are_trusted_by_those_who_have_the_authoritys(hub: Hub) -> None:
+    before = (hub.folder.keys / "server.crt").read_bytes(), (hub.folder.keys / "ca.crt").read_bytes()
+    hub.on("renew")
+    after = (hub.folder.keys / "server.crt").read_bytes(), (hub.folder.keys / "ca.crt").read_bytes()
+    assert (after[0] != before[0], after[1] == before[1]) == (True, True)
+    authority = x509.load_pem_x509_certificate(after[1])
+    x509.load_pem_x509_certificate(after[0]).verify_directly_issued_by(authority)
+
+
+def test_an_answer_tells_a_site_all_that_it_needs_and_names_its_request(hub: Hub) -> None:
+    hub.enrol("site-1")
+    answer = read_enrolment((hub.root / "site-1.answer").read_bytes())
+    assert (answer.site, answer.aggregator, answer.address) == ("site-1", "hub", "hub.example.org:8443")
+    assert answer.identity == public_of(hub.keys["site-1"])
+    assert answer.plan_key == hub.folder.plan_key
+    assert answer.signer == public_of(hub.folder.own_key())
+    assert "PRIVATE" not in answer.certificate
+    assert "waits for a roster" in hub.on("list")
+
+
+def test_enrolling_with_the_plan_key_signs_a_roster_at_once(hub: Hub) -> None:
+    words = ("--out", str(hub.root / "a"), "--plan-key", hub.plan_key)
+    hub.on("enrol", str(hub.request("site-1")), *words)
+    epoch = newest_roster(hub.folder)
+    assert epoch is not None
+    assert (epoch.number, dict(epoch.sites)) == (1, {"site-1": public_of(hub.keys["site-1"])})
+    assert "in roster" in hub.on("list")
+
+
+def test_nobody_takes_anothers_name_key_or_gate(hub: Hub) -> None:
+    node = ec.generate_private_key(ec.SECP384R1())
+    first = Ed25519PrivateKey.generate()
+    hub.on("enrol", str(hub.request("site-1", key=first, node=node)), "--out", str(hub.root / "a"))
+    for site, key, own, why in (
+        ("site-1", None, None, "enrolled with another key"),
+        ("site-2", first, None, "has the identity of 'site-1'"),
+        ("site-2", None, node, "the key of 'site-1's gate"),
+    ):
+        path = hub.request(site, key=key, node=own)
+        with pytest.raises(ConfigError, match=why):
+            hub.on("enrol", str(path), "--out", str(hub.root / "b"))
+    assert not (hub.root / "b").exists()
+    assert len(list(hub.folder.sites.iterdir())) == 1
+
+
+def test_a_revoked_key_never_comes_back_and_a_new_one_may(hub: Hub) -> None:
+    hub.enrol("site-1")
+    old = hub.keys["site-1"]
+    hub.on("revoke", "site-1", "--plan-key", hub.plan_key)
+    epoch = newest_roster(hub.folder)
+    assert epoch is not None
+    assert epoch.standing("site-1", public_of(old)) == "revoked"
+    with pytest.raises(ConfigError, match="was revoked"):
+        hub.on("enrol", str(hub.request("site-1", key=old)), "--out", str(hub.root / "b"))
+    with pytest.raises(ConfigError, match="revoked already"):
+        hub.on("revoke", "site-1", "--plan-key", hub.plan_key)
+    hub.enrol("site-1")
+    hub.on("renew", "--plan-key", hub.plan_key)
+    newer = newest_roster(hub.folder)
+    assert newer is not None
+    assert newer.number == epoch.number + 1
+    assert newer.standing("site-1", public_of(hub.keys["site-1"])) == "member"
+    assert newer.standing("site-1", public_of(old)) == "revoked"
+
+
+def test_another_plan_key_signs_nothing_here(hub: Hub) -> None:
+    hub.enrol("site-1")
+    hub("plan-key", "--out", str(hub.root / "other.key"))
+    with pytest.raises(ConfigError, match="sites know"):
+        hub.on("revoke", "site-1", "--plan-key", str(hub.root / "other.key"))
+    assert newest_roster(hub.folder) is None
+
+
+def test_a_prepared_study_has_the_roster_the_step_key_and_no_simulation(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    plan = make_plan()
+    path = hub.prepare(plan, "--seed", "4")
+    study = read_any_study(path, hub.folder)
+    assert study.plan.hash == plan.hash
+    assert study.plan.simulation == type(plan.simulation)()
+    assert dict(study.roster) == {s: public_of(hub.keys[s]) for s in SITES}
+    assert (study.step_key, study.quorum, study.trial.seed, study.epoch) == (hub.folder.step_key, 3, 4, 1)
+    assert b'"simulation"' not in path.read_bytes()
+    # The roster is new enough: the next study needs no other.
+    assert read_any_study(hub.prepare(plan, "--sites", "site-1,site-2", name="y.study"), hub.folder).epoch == 1
+    assert read_any_study(path, hub.folder).session != read_any_study(hub.root / "y.study", hub.folder).session
+
+
+def test_a_study_that_does_not_fit_its_sites_is_not_signed(
+    hub: Hub, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    hub.enrol(*SITES)
+    for words, why in (
+        (("--sites", "site-1,site-9"), "'site-9' is not enrolled"),
+        (("--sites", "site-1,site-1,site-2"), "names a site twice"),
+        (("--fold", "2"), "has no evaluation.folds"),
+        (("--quorum", "1"), "more than half"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            hub.prepare(make_plan(), *words)
+    with pytest.raises(ConfigError, match="has 5 folds"):
+        hub.prepare(make_plan(evaluation__folds=5))
+    assert not (tmp_path / "x.study").exists()
+
+
+def test_a_private_study_needs_exactly_the_sites_that_it_counts(hub: Hub, make_plan: Callable[..., Plan]) -> None:
+    hub.enrol(*SITES, "site-4")
+    plan = _private(make_plan, SITES)
+    study = read_any_study(hub.prepare(plan), hub.folder)
+    # Nobody has to name them, and none may be missing but for `drop`.
+    assert (tuple(study.roster), study.quorum) == (SITES, 3)
+    with pytest.raises(ConfigError, match="they differ in site-4"):
+        hub.prepare(plan, "--sites", ",".join((*SITES, "site-4")))
+    with pytest.raises(ConfigError, match="'site-9' is not enrolled"):
+        hub.prepare(_private(make_plan, ("site-1", "site-2", "site-9")))
+
+
+def _private(make_plan: Callable[..., Plan], sites: tuple[str, ...]) -> Plan:
+    return make_plan(
+        modalities={"shape": {"table": "radiomics", "patterns": ["shape_*"], "scaling": "none"}},
+        training__rate=1.0,
+        training__local_steps=1,
+        training__batch="all",
+        training__optimiser="sgd",
+        training__class_weights="none",
+        privacy={
+            "noise": "consortium",
+            "epsilon": 3,
+            "delta": 1e-5,
+            "clip_norm": 1.0,
+            "sampling_rate": 0.5,
+            "patients": dict.fromkeys(sites, 40),
+        },
+    )
+
+
+def test_submit_takes_in_what_the_plan_key_signed_and_whose_sites_still_hold(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    path = hub.prepare(make_plan())
+    out = hub.on("submit", str(path))
+    place = all_studies(hub.folder)[0]
+    assert place.study.id in out
+    assert place.wanted is Wanted.RUN
+    for text in (str(path), place.study.id, place.study.id[:8], "small"):
+        assert find_study(hub.folder, text).study.id == place.study.id
+    with pytest.raises(ConfigError, match="is no study that was submitted"):
+        find_study(hub.folder, "0000000")
+    hub.on("pause", "small")
+    assert find_study(hub.folder, "small").wanted is Wanted.PAUSE
+    hub.on("resume", "small")
+    hub.on("cancel", "small")
+    for again in (("resume", "small"), ("submit", str(path))):
+        with pytest.raises(ConfigError, match="cancelled, for good"):
+            hub.on(*again)
+    shown = json.loads(hub.on("status", "--json"))
+    assert shown["studies"][0]["phase"] == "cancelled"
+    assert "small" in hub.on("status")
+
+
+def test_a_study_with_one_bit_changed_or_of_a_revoked_site_or_too_old_is_not_taken_in(
+    hub: Hub, make_plan: Callable[..., Plan], tmp_path: Path
+) -> None:
+    hub.enrol(*SITES)
+    path = hub.prepare(make_plan())
+    content = path.read_text()
+    (tmp_path / "bad.study").write_text(content.replace('"quorum": 3', '"quorum": 2'))
+    with pytest.raises(DataError, match="was changed or damaged"):
+        hub.on("submit", str(tmp_path / "bad.study"))
+    short = hub.prepare(make_plan(), "--expires-days", "0.001", name="short.study")
+    hub.on("revoke", "site-2", "--plan-key", hub.plan_key)
+    with pytest.raises(ConfigError, match="'site-2' is not in the newest roster"):
+        hub.on("submit", str(path))
+    from oncofed_server.service.studies import add_study  # noqa: PLC0415 - with a clock of its own
+
+    with pytest.raises(ConfigError, match="has expired"):
+        add_study(hub.folder, short, now=time.time() + 1000)
+    assert all_studies(hub.folder) == []
+
+
+def test_a_new_step_key_is_for_new_studies_and_old_ones_keep_theirs(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    old = read_any_study(hub.prepare(make_plan()), hub.folder)
+    hub.on("renew", "--step-key")
+    new = read_any_study(hub.prepare(make_plan(), name="new.study"), hub.folder)
+    assert old.step_key != new.step_key
+    for study in (old, new):
+        assert public_of(hub.folder.step_key_of(study.step_key)) == study.step_key
+    with pytest.raises(DataError, match="prepared for another aggregator"):
+        hub.folder.step_key_of(bytes(32))
+
+
+def test_nginx_is_told_ten_paths_and_nothing_that_a_folders_name_could_smuggle_in(hub: Hub, tmp_path: Path) -> None:
+    text = configuration(hub.folder, upstream=4711, as_root=False)
+    assert text.count("location ") == len(FLEET_PATHS) + 1
+    assert "listen 0.0.0.0:8443 ssl" in text
+    assert "user " not in text
+    assert text.count("proxy_pass ") == len(FLEET_PATHS)
+    odd = tmp_path / "a;b"
+    os.rename(hub.path, odd)
+    with pytest.raises(ConfigError, match="move the aggregator's folder"):
+        configuration(Folder.open(odd), upstream=1, as_root=False)
+
+
+def test_mistakes_are_one_line_and_an_exit_code_never_a_traceback(hub: Hub, tmp_path: Path) -> None:
+    for words in (
+        ("enrol", str(tmp_path / "absent"), "--out", str(tmp_path / "a")),
+        ("submit", str(tmp_path / "absent")),
+        ("report", "nothing", "--out", str(tmp_path / "o")),
+    ):
+        result = CliRunner().invoke(app, [*words, "--dir", str(hub.path)])
+        assert isinstance(result.exception, OncofedError)
+        assert len(result.exception.problems) == 1
