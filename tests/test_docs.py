@@ -133,7 +133,8 @@ def test_every_unit_that_converts_is_named():
 
 
 REQUESTS = set(messages.Request.__args__)
-KINDS = sorted(REQUESTS | set(messages.Reply.__args__), key=lambda k: k.__name__)
+TO_SITES = REQUESTS | set(messages.Errand.__args__)
+KINDS = sorted(TO_SITES | {*messages.Reply.__args__, *messages.ErrandReply.__args__}, key=lambda k: k.__name__)
 
 
 def test_the_table_of_messages_has_every_message_and_no_other():
@@ -145,7 +146,7 @@ def test_the_table_of_messages_has_every_message_and_no_other():
 def test_a_message_is_documented_with_its_direction_and_fields(kind):
     rows = {row[0].strip("`"): row for row in table(sections("protocol-messages.md")["Messages"])}
     _, direction, fields, _ = rows[kind.__name__]
-    assert direction == ("to a site" if kind in REQUESTS else "to the aggregator")
+    assert direction == ("to a site" if kind in TO_SITES else "to the aggregator")
     assert re.findall(r"`(\w+)`", fields) == [f.name for f in dataclasses.fields(kind) if f.name != "head"]
 
 

@@ -12,6 +12,7 @@ Everything that may change while the process runs (approvals, withdrawals, revoc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from oncofed_client.door_checks import (
     check_clock,
     check_epoch,
     check_model_shown,
+    check_plan_key,
     check_run,
     check_scope,
     known_study,
@@ -114,7 +116,7 @@ class Door:
         log: Log = lambda event, fields: None,
     ) -> None:
         self.site, self.state = site, state
-        self._clock, self._log = clock, log
+        self._clock, self._logs = clock, log
         self._make_contributor = contributor
         self._contributor: Contributor | None = None
         self._key = identity_of(state)
@@ -125,6 +127,11 @@ class Door:
         """Close the site's files."""
         self._memory.close()
         self._receipts.close()
+
+    def _log(self, event: str, fields: Mapping[str, Any]) -> None:
+        """A line in the site's log. One that cannot be written changes no answer: receipts are what must not be lost."""
+        with contextlib.suppress(Exception):
+            self._logs(event, fields)
 
     def leaves_in(self, elapsed: float) -> float:
         """How many seconds a reply has to wait yet, `elapsed` seconds after its request arrived (protocol, rule 11)."""
@@ -167,6 +174,7 @@ class Door:
         message = case.message = message_of(request)
         case.head = message.head
         check_addressed(request, approval, site=site)
+        check_plan_key(study, self.site.policy)
         case.now = check_clock(study, clock=self._clock(), last=self._last_entry())
         epoch = check_epoch(self.state, request, study, site=site, key=public_of(self._key), now=case.now)
         members = members_of(study, epoch)

@@ -11,6 +11,7 @@ from pathlib import Path
 from oncofed_client.approvals import Approval, approval_of
 from oncofed_client.door_memory import DoorMemory, Model
 from oncofed_client.known_rosters import SECONDS_PER_DAY, keep_roster
+from oncofed_client.settings import Policy
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.messages import Count, Errand, Request, from_bytes
 from oncofed_shared.roster import RosterEpoch
@@ -25,6 +26,7 @@ __all__ = [
     "check_clock",
     "check_epoch",
     "check_model_shown",
+    "check_plan_key",
     "check_run",
     "check_scope",
     "known_study",
@@ -61,6 +63,17 @@ def check_addressed(request: SealedRequest, approval: Approval, *, site: str) ->
         raise RemoteProtocolError("the request is for another site", code="other-site")
     if approval.withdrawn:
         raise PolicyRefusal("the approval of this study was withdrawn", code="withdrawn")
+
+
+def check_plan_key(study: SignedStudy, policy: Policy | None) -> None:
+    """See that the site's policy lets the plan key of a study decide here (protocol, rule 2).
+
+    Raises:
+        PolicyRefusal: code `policy`.
+    """
+    allowed = () if policy is None else policy.plan_keys
+    if allowed and study.plan_key.hex() not in allowed:
+        raise PolicyRefusal("policy.plan_keys: does not have the key that signed this study", code="policy")
 
 
 def check_epoch(

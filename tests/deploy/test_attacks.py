@@ -6,6 +6,7 @@ The tests have the names that docs/threat-model.md gives them.
 from __future__ import annotations
 
 import dataclasses
+import random
 import sys
 from pathlib import Path
 
@@ -391,6 +392,26 @@ class TestBytes:
     def test_malformed_but_signed(self, world, body):
         refused(world, body, "malformed")
 
+    def test_damaged_messages_under_a_good_signature(self, world):
+        """A hostile aggregator signs what it likes; a hundred thousand of these are in test_fuzz_airlock.py."""
+        bodies = []
+
+        def keep(outgoing):
+            if outgoing.site == SITE:
+                bodies.append(to_bytes(outgoing.request))
+            return outgoing.request
+
+        run(world, aggregator_of(world), twist=keep, until=lambda a: a.state.phase.value == "test")
+        rng = random.Random(5)
+        for body in {len(b): b for b in bodies}.values():
+            for _ in range(20):
+                damaged = bytearray(body)
+                for _ in range(rng.choice((1, 1, 3))):
+                    damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+                content = world.seal(SITE, bytes(damaged[: rng.choice((len(body), rng.randrange(1, len(body))))]))
+                assert world.opened(SITE, content, world.hand(SITE, content))
+        assert "internal" not in world.logs[SITE].codes()
+
     def test_a_sites_own_message_is_no_request(self, world):
         head = head_of(world)
         refused(world, Refusal(head=head, site=SITE, code="x", text=""), "malformed")
@@ -436,3 +457,13 @@ def test_policy_is_the_sites_last_word(world):
     assert door.site.policy is not None
     door.site.policy = door.site.policy.model_copy(update={"release": ("noised-sums",)})
     refused(world, Describe(head=head_of(world)), "policy")
+
+
+def test_a_plan_key_that_the_policy_does_not_have(world):
+    door = world.doors[SITE]
+    for keys, allowed in ((("0" * 64,), False), ((world.papers.study.plan_key.hex(), "0" * 64), True)):
+        door.site.policy = door.site.policy.model_copy(update={"plan_keys": keys})
+        if allowed:
+            works(world)
+        else:
+            refused(world, Describe(head=head_of(world)), "policy")

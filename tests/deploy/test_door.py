@@ -21,7 +21,7 @@ from airlock_world import SITES, World, aggregator_of, head_of, private_changes,
 from oncofed_client.approvals import approve
 from oncofed_client.counting import rounded_counts
 from oncofed_client.deliveries import model_folder
-from oncofed_client.door_memory import DOOR_FILE, waiting_replies
+from oncofed_client.door_memory import DOOR_FILE, DoorMemory, waiting_replies
 from oncofed_client.identity import identity_of, public_half
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_chain import FIRST_LINK, make_chain, sign_row
@@ -278,6 +278,57 @@ def test_a_kill_between_reply_and_receipt_gives_the_same_bytes_and_one_receipt(w
     assert [r.sha256 for r in found] == [hashlib.sha256(first).hexdigest()]
 
 
+@pytest.mark.parametrize("noise", ["none", "consortium"])
+def test_killed_before_and_after_each_reply_is_stored_a_run_ends_the_same(
+    tmp_path, make_plan, hospitals, noise, monkeypatch
+):
+    changes = {"training__rounds": 1} if noise == "none" else private_changes(noise)
+    world = World.make(tmp_path, make_plan(**changes), hospitals)
+    keep, receipted = DoorMemory.keep, DoorMemory.receipted
+    killed = set()
+
+    def once(work, moment):
+        def wrapped(self, study, digest, *rest, **more):
+            if (moment, digest) not in killed and self is world.doors["site-1"]._memory:
+                killed.add((moment, digest))
+                raise KeyboardInterrupt
+            return work(self, study, digest, *rest, **more)
+
+        return wrapped
+
+    monkeypatch.setattr(DoorMemory, "keep", once(keep, "before"))
+    monkeypatch.setattr(DoorMemory, "receipted", once(receipted, "after"))
+    hand = World.hand
+
+    def stubborn(self, site, content, **more):
+        for _ in range(3):
+            try:
+                return hand(self, site, content, **more)
+            except KeyboardInterrupt:
+                self.open(site, hospitals)
+        raise AssertionError("killed more often than twice")
+
+    monkeypatch.setattr(World, "hand", stubborn)
+    aggregator = aggregator_of(world)
+    run(world, aggregator)
+    assert aggregator.state.phase is Phase.DONE, aggregator.state.why
+    assert len(killed) >= 8
+    if noise == "none":
+        simulated = aggregator_of(world)
+        sites = {s: open_site(hospitals / s, world.papers.plan, state=None, minimum=None) for s in SITES}
+        drive(simulated, sites, clock=FakeClock())
+        for name, array in simulated.parameters().items():
+            np.testing.assert_array_equal(array, aggregator.parameters()[name])
+    else:
+        state = world.states["site-1"]
+        account = read_account(state / LEDGER_FILE, public_half(state))
+        found = read_receipts(state / RECEIPTS_FILE, public_half(state))
+        assert {r.state for r in account.reservations.values()} == {"committed"}
+        assert {r.charge for r in found if r.charge} == set(account.reservations)
+        assert len({r.sha256 for r in found}) == len({r.number for r in found}), "a number has one reply"
+    world.close()
+
+
 def test_what_cannot_be_stored_does_not_leave(world, monkeypatch):
     def full(*_, **__):
         raise StorageError("the disk is full")
@@ -297,6 +348,17 @@ def test_a_defect_of_ours_leaves_as_a_code_and_no_text(world, monkeypatch):
     reply = world.ask("site-1", Describe(head=head_of(world)))
     assert reply.code == "internal"
     assert "SENTINEL-7" not in repr(reply) + repr(world.logs["site-1"].lines)
+
+
+def test_a_log_that_cannot_be_written_changes_no_answer(world):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    door = world.doors["site-1"]
+    door._logs = full
+    assert isinstance(world.ask("site-1", Describe(head=head_of(world))), Description)
+    assert world.ask("site-1", Describe(head=head_of(world, session="another-session"))).code == "other-run"
+    assert door.handle(b"") == REFUSED
 
 
 def test_a_refusal_is_sealed_and_has_a_code(world):
