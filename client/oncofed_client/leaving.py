@@ -15,6 +15,9 @@ SETUP_EXCHANGES = {"none": 3, "site": 2, "consortium": 2}
 """Describe, Summarise (without privacy alone) and Open."""
 
 
+_NOBODY = "no patient in it"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leaving:
     """One kind of message.
@@ -48,7 +51,12 @@ def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     privacy, rounds = plan.privacy, plan.training.rounds
     plain = isinstance(privacy, NoPrivacy)
     described = "names of columns" + (", and numbers of patients: per part, modality, class and event" if plain else "")
-    found = [Leaving(what=described, times=1, bytes=None, guarded="none" if plain else "no patient in it")]
+    found = [
+        Leaving(what=described, times=1, bytes=None, guarded="none" if plain else _NOBODY),
+        Leaving(
+            what="that this site is ready, or refuses, by a code", times=exchanges(plan), bytes=None, guarded=_NOBODY
+        ),
+    ]
     if isinstance(privacy, ConsortiumPrivacy):
         size = privacy.ring_bits // 8
         steps = rounds + privacy.spare_steps

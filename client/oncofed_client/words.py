@@ -54,4 +54,4 @@ def task_text(task: ClassificationTask | SurvivalTask) -> str:
         return (
             f"the time to an event ({task.event}), up to day {task.edges[-1]:g}; risk is read at day {task.horizon:g}"
         )
-    return f"{task.label}: {' or '.join(task.classes)}"
+    return f"{' or '.join(task.classes)} ({task.label})"

@@ -43,6 +43,7 @@ def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(
         "survival (main): the time to an event (os_event)",
         "clinical: table clinical: age, sex, stage",
         "outcome response: table clinical: response",
+        "non-responder or responder (response)",
         "every column like shape_*",
         "sum of clipped gradients of a random sample of patients",
         "noise and mask",
