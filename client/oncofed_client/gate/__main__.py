@@ -1,4 +1,4 @@
-"""`python -m oncofed_client.gate`: keeps a gate running, and beside it a daemon if told its words. Imports nothing that reads data."""
+"""`python -m oncofed_client.gate`: keeps a gate running, and a daemon beside it if told how. Imports nothing that reads data."""
 
 from __future__ import annotations
 
