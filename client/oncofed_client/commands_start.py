@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import signal
@@ -25,14 +26,11 @@ from oncofed_client.no_network import interfaces, leave_network
 from oncofed_client.options import Folder, OwnState
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.keeping import Program, keep
 
 __all__ = ["Part", "register"]
 
 # Seconds for a request at hand when a person or systemd ends the daemon; cut off, it is asked again.
 GRACE = 600.0
-# Likewise when both are started together.
-PATIENCE = 60.0
 
 
 class Part(Enum):
@@ -80,46 +78,32 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         home = (gate_home or place.state / "gate").absolute()
         target(path)
         if check:
-            _check(place, environment)
+            _check(place, environment, path)
         if only is Part.DAEMON:
             _serve(place, path, socket_group)
             return
         check_enrolled(place.state)
         credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
         words, seen = _gate_words(credentials, home, path), environment_of(environment, home)
+        # What stays is a small process: nothing that reads data is imported in it.
         if only is Part.GATE:
-            # The process that stays is the small one: nothing that reads data is imported in it.
             _become(words, gate_user, seen)
         where = [str(folder), *(("--state", str(state)) if state else ()), "--socket", str(path)]
-        who = None if gate_user is None else _user(gate_user)
-        group = socket_group or (None if who is None else str(who.pw_gid))
+        group = socket_group or (None if gate_user is None else str(_user(gate_user).pw_gid))
         own = [*where, "--only", "daemon", *(("--socket-group", group) if group else ())]
         python = [sys.executable, "-m"]
         daemon = [*python, "oncofed_client.no_network", *python, "oncofed_client", "start", *own]
-        keep(
-            [
-                Program(name="daemon", command=lambda: daemon, environment=environment),
-                Program(
-                    name="gate",
-                    command=lambda: words,
-                    environment=seen,
-                    user=who and who.pw_uid,
-                    group=who and who.pw_gid,
-                ),
-            ],
-            stop=_until_told(),
-            say=_tell,
-            patience=PATIENCE,
-        )
+        both = [*words, "--daemon", json.dumps(daemon), *(("--user", gate_user) if gate_user else ())]
+        os.execve(both[0], both, dict(environment))  # noqa: S606 - our own words
 
 
-def _check(place: SitePlace, environment: Mapping[str, str]) -> None:
+def _check(place: SitePlace, environment: Mapping[str, str], socket: Path) -> None:
     """Say what is wrong with this machine.
 
     Raises:
         ConfigError: something is.
     """
-    found = tuple(examine(place, environment=environment, clock=time.time))
+    found = tuple(examine(place, environment=environment, clock=time.time, socket=socket))
     for each in found:
         _tell(f"{each.verdict.value:<12}{each.name}: {each.found}")
     problems = [f"{each.name}: {each.found}; {each.remedy}" for each in found if each.verdict is Verdict.WRONG]

@@ -119,7 +119,8 @@ class WireTap:
     """Ends the sites' TLS with the aggregator's own certificate, keeps what it reads, and goes on to the proxy by TLS."""
 
     def __init__(self, port: int, onward: int, certificate: Path, key: Path, authority: Path) -> None:
-        self.kept: list[tuple[str, bytes]] = []
+        self.kept: list[tuple[str, bytearray]] = []
+        self._open: set[asyncio.StreamWriter] = set()
         self._port, self._onward = port, onward
         self._server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._server.load_cert_chain(certificate, key)
@@ -138,24 +139,33 @@ class WireTap:
         self._ready.set()
         self._loop.run_forever()
         server.close()
-        pending = asyncio.all_tasks(self._loop)
-        for task in pending:
+        for writer in self._open:
+            writer.transport.abort()
+        # What was waiting on them sees that they are gone, and ends.
+        self._loop.run_until_complete(asyncio.sleep(0.3))
+        for task in asyncio.all_tasks(self._loop):
             task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        self._loop.run_until_complete(asyncio.sleep(0.1))
         self._loop.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
-            onward = await asyncio.open_connection("127.0.0.1", self._onward, ssl=self._client)
+            inner, outer = await asyncio.open_connection("127.0.0.1", self._onward, ssl=self._client)
         except OSError:
-            writer.close()
+            writer.transport.abort()
             return
+        self._open.add(outer)
         with contextlib.suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._pipe("up", reader, onward[1]), self._pipe("down", onward[0], writer))
+            await asyncio.gather(self._pipe("up", reader, outer), self._pipe("down", inner, writer))
+        for each in (writer, outer):
+            each.transport.abort()
+            self._open.discard(each)
 
     async def _pipe(self, way: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        whole = bytearray()
+        self.kept.append((way, whole))
         try:
-            whole = bytearray()
             while part := await reader.read(1 << 16):
                 whole += part
                 writer.write(part)
@@ -163,8 +173,10 @@ class WireTap:
         except (OSError, ssl.SSLError):
             pass
         finally:
-            self.kept.append((way, bytes(whole)))
-            writer.close()
+            if writer.can_write_eof():
+                writer.write_eof()
+            else:
+                writer.close()
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

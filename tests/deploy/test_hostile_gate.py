@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -56,9 +57,10 @@ print(json.dumps(done))
 def _python() -> str | None:
     """A Python that another user may start; the tests' own may lie in somebody's home."""
     for path in (sys.executable, shutil.which("python3.11", path="/usr/bin:/usr/local/bin")):
-        words = [path, "-c", "import sys; assert sys.version_info[:2] == (3, 11)"]
-        if path is not None and subprocess.run(words, user=GATE_USER, check=False, capture_output=True).returncode == 0:
-            return path
+        words = [str(path), "-c", "import sys; assert sys.version_info[:2] == (3, 11)"]
+        with contextlib.suppress(OSError):
+            if subprocess.run(words, user=GATE_USER, check=False, capture_output=True).returncode == 0:
+                return path
     return None
 
 

@@ -221,6 +221,7 @@ def whole_run(folder: Path) -> Iterator[WholeRun]:
             simulated, env=consortium.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         for name in SITES:
+            (sites / name).chmod(0o700)
             consortium.add(sites / name)
         enrol(consortium)
         said, _ = reference.communicate(timeout=600)

@@ -1,9 +1,11 @@
-"""`python -m oncofed_client.gate`: the gate as a process of its own, small because it imports nothing that reads data."""
+"""`python -m oncofed_client.gate`: keeps a gate running, and a daemon beside it if told how. Imports nothing that reads data."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import pwd
 import signal
 import sys
 from pathlib import Path
@@ -11,11 +13,12 @@ from threading import Event
 
 from oncofed_client.gate.node import open_gate
 from oncofed_shared.errors import OncofedError
-from oncofed_shared.keeping import keep
+from oncofed_shared.keeping import Program, keep
 
 __all__ = ["main"]
 
-PATIENCE = 20.0
+# Seconds to end in after SIGTERM; a request that a daemon has at hand and does not finish is asked again.
+PATIENCE = 30.0
 
 
 def main() -> None:
@@ -24,16 +27,28 @@ def main() -> None:
     parser.add_argument("--credentials", type=Path, required=True, help="folder with enrolment.json and node.key")
     parser.add_argument("--home", type=Path, required=True, help="the gate's own folder")
     parser.add_argument("--socket", type=Path, required=True, help="the daemon's socket")
+    parser.add_argument("--user", help="run the gate as this user")
+    parser.add_argument("--daemon", type=json.loads, help="words of the daemon, as JSON")
     given = parser.parse_args()
     stop = Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
         gate = open_gate(given.credentials, home=given.home.absolute(), socket=given.socket)
-        keep([gate.program(os.environ)], stop=stop, say=_say, patience=PATIENCE)
+        programs = [gate.program(os.environ, **_rights(given.user))]
+        if given.daemon is not None:
+            programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
+        keep(programs, stop=stop, say=_say, patience=PATIENCE)
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-gate: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)
+
+
+def _rights(user: str | None) -> dict[str, int]:
+    if user is None:
+        return {}
+    who = pwd.getpwnam(user)
+    return {"user": who.pw_uid, "group": who.pw_gid}
 
 
 def _say(text: str) -> None:
