@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.app import Courier
+from oncofed_server.certainty import certainty
 from oncofed_server.errands import Errand, count_errand, deliver_errand
 from oncofed_server.flower_exchange import Asking, SealedExchange
 from oncofed_server.journal import Journal
@@ -98,7 +99,9 @@ class _Driver:
     def _finish(self) -> None:
         state = load_state(self.place.final, self.study.plan)
         if not self.place.manifest.exists():
-            write_model(self.place.model, self.study.plan, self.study.trial, state)
+            plan, tables = self.study.plan, {s: state.tables[s] for s in self.study.trainers if s in state.tables}
+            meant = certainty(plan, state.validation.get(plan.training.rounds), tables)
+            write_model(self.place.model, plan, self.study.trial, state, certainty=meant)
             write_whole(self.place.manifest, dump_json(self._manifest(state)))
         sites = tuple(s for s in self.study.roster if s not in self.delivered)
         errand = self._delivery(sites, state)

@@ -87,7 +87,12 @@ class Preparation:
 
 
 def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
-    """Names of a modality's columns as the plan alone fixes them; None where it has patterns."""
+    """Names of a modality's columns as the plan alone fixes them; None where it has patterns.
+
+    A modality whose patches the network reads has a column for each role of a series.
+    """
+    if modality.encoder == "cnn":
+        return tuple(modality.patch or ())
     if modality.columns is None:
         return None
     names: list[str] = []

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oncofed_shared.holders import constant_behind, sent_counts
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
@@ -27,7 +28,7 @@ def penalties(plan: Plan, network: FusionNetwork) -> list[tuple[torch.nn.Paramet
         if parameter.dim() < 2 or name.startswith("baselines."):
             continue
         decay = training.weight_decay if name.startswith("linear.") else deep
-        reads_input = name.startswith(("linear.", "tokenisers."))
+        reads_input = name.startswith(("linear.", "tokenisers.")) and not name.startswith("tokenisers.encoders.")
         l1 = training.l1 if reads_input else 0.0
         if decay or l1:
             found.append((parameter, decay, l1))
@@ -44,6 +45,9 @@ def strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
         known = {id(p): (decay, l1) for p, decay, l1 in penalties(plan, network)}
         each = [known.get(id(p), (0.0, 0.0)) for p in network.named.values()]
         spread = np.repeat(np.array(each), [p.numel() for p in network.named.values()], axis=0)
+        if plan.strategy.average == "holders" and not sent_counts(plan):
+            # Sites without the modality add their penalty too, and the sum is divided by the holders' share: it cancels.
+            spread = spread * constant_behind(network, plan, patients=1.0)[:, None]
         decay, l1 = torch.from_numpy(spread.T.copy()).to(network.vector.dtype)
         kept = _STRENGTHS[network] = (plan.hash, decay, l1)
     return kept[1], kept[2]

@@ -34,6 +34,7 @@ from oncofed_shared.plan_modalities import (
     NumericColumn,
     OrdinalColumn,
     compile_pattern,
+    side_of,
 )
 from oncofed_shared.plan_model import ModelSettings
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
@@ -80,6 +81,7 @@ __all__ = [
     "load",
     "parse",
     "read_toml",
+    "side_of",
     "validate",
 ]
 
@@ -130,6 +132,18 @@ class Plan(Frozen):
             raise ValueError(message)
         return main
 
+    @field_validator("model")
+    @classmethod
+    def _sides(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        sides = {side_of(m) for m in (info.data.get("modalities") or {}).values()}
+        if model.fusion == "two_way" and sides and not {"imaging", "genes"} <= sides:
+            message = (
+                ".fusion: 'two_way' lets imaging and genes read each other, and no modality is on one of these sides; "
+                "say modalities.NAME.side"
+            )
+            raise ValueError(message)
+        return model
+
     @field_validator("training")
     @classmethod
     def _weights(cls, training: Training, info: ValidationInfo) -> Training:
@@ -141,6 +155,8 @@ class Plan(Frozen):
                 problems.append(f".class_weights.{name}: not a classification task")
             elif len(values) != len(task.classes):
                 problems.append(f".class_weights.{name}: {len(values)} weights for {len(task.classes)} classes")
+        if training.loss == "focal" and tasks and not any(isinstance(t, ClassificationTask) for t in tasks.values()):
+            problems.append(".loss: 'focal' is of classifications, and the study has none")
         if problems:
             raise ValueError("\n".join(problems))
         return training
@@ -156,6 +172,9 @@ class Plan(Frozen):
                 "the change that plain steps made"
             )
             raise ValueError(message)
+        unknown = set(strategy.holders or {}) - set(info.data.get("modalities") or strategy.holders or {})
+        if unknown:
+            raise ValueError("\n".join(f".holders.{name}: no modality has this name" for name in sorted(unknown)))
         return strategy
 
     @field_validator("privacy")
@@ -163,6 +182,8 @@ class Plan(Frozen):
     def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
         problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
+        if strategy is not None and privacy.noise == "none" and strategy.holders is not None:
+            problems.append("/strategy.holders: is for private plans; without privacy the sites say who has what")
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
             if not found.legal:

@@ -13,7 +13,7 @@ from oncofed_shared.plan_imaging import RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.strict import Frozen
 
-__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern"]
+__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern", "side_of"]
 
 
 class NumericColumn(Frozen):
@@ -82,6 +82,10 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(a + b for a, b in zip(plain, [*made, ""], strict=True)))
 
 
+Encoder = Literal["linear", "cnn"]
+Side = Literal["imaging", "genes", "neither"]
+
+
 class Modality(Frozen):
     """One kind of data about a patient: which columns, how scaled, what a gap means, which tokens.
 
@@ -102,10 +106,14 @@ class Modality(Frozen):
             column that fits two names goes to the first in the alphabet).
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
+        encoder: what makes tokens: `linear` maps of columns, or `cnn`, a convolutional network over `patch`; see
+            `network_tokens`.
+        side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
-        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; no network reads them yet.
+        patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
     """
 
+    encoder: Encoder = "linear"
     table: str | None = None
     columns: dict[str, Column] | None = None
     patterns: tuple[str, ...] | None = None
@@ -121,18 +129,26 @@ class Modality(Frozen):
     required: bool = False
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
+    side: Side | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        return {k: v for k, v in content.items() if k not in {"genomics", "extraction", "patch"} or v is not None}
+        later = {"encoder": "linear", "genomics": None, "extraction": None, "patch": None, "side": None}
+        return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
     @classmethod
     def _sources(cls, patterns: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
-        if "columns" in info.data and (info.data["columns"] is None) == (patterns is None):
+        if "columns" not in info.data:
+            return patterns
+        given = (info.data["columns"] is not None) + (patterns is not None)
+        if info.data.get("encoder") == "cnn" and given:
+            message = "encoder = 'cnn' reads patches; make a modality of its own of the columns"
+            raise ValueError(message)
+        if info.data.get("encoder") != "cnn" and given != 1:
             message = "give either columns or patterns"
             raise ValueError(message)
         return patterns
@@ -182,6 +198,28 @@ class Modality(Frozen):
             raise ValueError(message)
         return extraction
 
+    @field_validator("tokens")
+    @classmethod
+    def _grouped(cls, tokens: Any, info: ValidationInfo) -> Any:
+        encoder = info.data.get("encoder", "linear")
+        if encoder != "linear" and tokens != "one":
+            message = f"encoder = '{encoder}' makes its own tokens; leave this out"
+            raise ValueError(message)
+        return tokens
+
+    @field_validator("patch")
+    @classmethod
+    def _channels(cls, patch: dict[str, RegionPatch] | None, info: ValidationInfo) -> dict[str, RegionPatch] | None:
+        if info.data.get("encoder") != "cnn":
+            return patch
+        if patch is None:
+            message = "encoder = 'cnn' reads patches, and there are none; add [modalities.NAME.patch.ROLE]"
+            raise ValueError(message)
+        if len({p.size for p in patch.values()}) > 1:
+            message = "patches of one modality are channels of one image: give all of them the same size"
+            raise ValueError(message)
+        return patch
+
     @field_validator("spread")
     @classmethod
     def _constants(cls, spread: float | None, info: ValidationInfo) -> float | None:
@@ -200,3 +238,12 @@ class Modality(Frozen):
             )
             raise ValueError(message)
         return spread
+
+
+def side_of(modality: Modality) -> Side:
+    """The side of a modality: as the plan says, or imaging where it is made of images, and genes where of sequencing files."""
+    if modality.side is not None:
+        return modality.side
+    if modality.patch is not None or modality.extraction is not None:
+        return "imaging"
+    return "genes" if modality.genomics is not None else "neither"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import ModelSettings, NoPrivacy, Plan, parse
+from oncofed_shared.plan import ModelSettings, NoPrivacy, Plan, parse, side_of
 
 __all__ = [
     "FUSIONS",
@@ -20,11 +20,11 @@ __all__ = [
     "whole_plan",
 ]
 
-FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer")
+FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "transformer", "two_way")
 LINEAR, GENOMICS = "linear", "genomics"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
-RATE, BATCH = 0.1, 16
+RATE, BATCH, SMALL = 0.1, 16, 32
 ADAPTIVE = {"fedadam", "fedyogi", "fedadagrad"}
 
 
@@ -70,6 +70,9 @@ def _groups(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     content = plan.model_dump(mode="json")
+    if plan.model.fusion == "two_way" and not {"imaging", "genes"} <= {side_of(plan.modalities[m]) for m in kept}:
+        # What two-way attention is without a second side.
+        content["model"]["fusion"] = "transformer"
     return parse(content | {"modalities": {m: content["modalities"][m] for m in kept}}, "the changed plan")
 
 
@@ -141,8 +144,10 @@ def sanity_variants(plan: Plan, hospitals: Sequence[str]) -> list[Variant]:
 
 
 def sensitivity_variants(plan: Plan) -> list[Variant]:
-    """The rate 10 % lower and higher, and the batch 16 smaller and larger where there is one (D-13).
+    """The rate 10 % lower and higher, and the batch 16 smaller and larger (D-13).
 
+    A plan whose sites take everybody into a step has no batch to change: it is compared with batches of 32, and of 16 fewer and
+    more.
     The rate is the aggregator's under an adaptive rule, which takes the size of a site's step away, and the site's otherwise.
     """
     part = "strategy" if plan.strategy.name in ADAPTIVE else "training"
@@ -152,7 +157,10 @@ def sensitivity_variants(plan: Plan) -> list[Variant]:
         for sign in (-1, 1)
     }
     training, batch = plan.training.model_dump(mode="json"), plan.training.batch
-    if batch != "all":
+    if batch == "all":
+        sizes = (SMALL - BATCH, SMALL, SMALL + BATCH)
+        made |= {f"batch{size}": {"training": training | {"batch": size}} for size in sizes}
+    else:
         made |= {
             f"batch{sign * BATCH:+d}": {"training": training | {"batch": batch + sign * BATCH}}
             for sign in (-1, 1)

@@ -267,7 +267,7 @@ def _open(plan: Plan, options: Options, folders: Sequence[Path]) -> tuple[dict[s
 
 def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) -> None:
     out = options.out
-    write_model(out / "model.safetensors", plan, released.trial, released.state)
+    write_model(out / "model.safetensors", plan, released.trial, released.state, certainty=result["certainty"])
     write_whole(out / "result.json", dump_json(result))
     write_report(result, out)
     files = ("model.safetensors", "report.html", "result.json")

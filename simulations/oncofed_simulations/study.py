@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from oncofed_server.certainty import certainty
 from oncofed_server.results import (
     Numbers,
     alone_numbers,
@@ -147,7 +148,7 @@ class Study:
             if self._shared_noise:
                 noisy = partial(with_site_noise(consortium).federated, arm="site_noise")
                 runs["site_noise"] = _each(noisy, self._trials())
-        return released, self._result(runs, arms, references)
+        return released, self._result(runs, arms, references, released)
 
     def _alone(self) -> Numbers:
         """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
@@ -159,7 +160,11 @@ class Study:
         return alone_numbers(self.plan, tables, self.sites)
 
     def _result(
-        self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers], references: Mapping[str, Replicates]
+        self,
+        runs: Mapping[str, list[list[Run]]],
+        arms: dict[str, Numbers],
+        references: Mapping[str, Replicates],
+        released: Run,
     ) -> dict[str, Any]:
         plan = self.plan
         replicates: dict[str, Replicates] = {a: _replicates(r) for a, r in runs.items()}
@@ -196,6 +201,7 @@ class Study:
             "references": numbers,
             "binning_error": binning_errors(plan, replicates["federated"][0], self.sites),
             "figures": {t: {a: f[t] for a, f in figures.items() if t in f} for t in plan.task_names},
+            "certainty": self._certainty(released),
             "resplits": self._resplits(),
             "folds": self._fold_spread(runs),
         }
@@ -227,6 +233,11 @@ class Study:
             return {}
         each = {a: [run.tables for per_seed in r for run in per_seed] for a, r in runs.items()}
         return _by_arm({a: spread(self.plan, t, self.sites, "per_fold") for a, t in each.items()})
+
+    def _certainty(self, run: Run) -> dict[str, Any]:
+        """What the released model's predictions have meant for validation patients, from whom it has not learned."""
+        last = run.state.validation.get(self.plan.training.rounds)
+        return certainty(self.plan, last, {s: run.tables[s] for s in self.sites if s in run.tables})
 
 
 def _each(run: Callable[[Trial], Run], trials: Sequence[Sequence[Trial]]) -> list[list[Run]]:

@@ -20,7 +20,17 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.losses import Target, patient_losses
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
-from oncofed_shared.network_fusion import JOINS, Concat, Hybrid, Kronecker, Late, Shape, WeightedSum, modality_vectors
+from oncofed_shared.network_fusion import (
+    ATTENTIVE,
+    JOINS,
+    Concat,
+    Hybrid,
+    Kronecker,
+    Late,
+    Shape,
+    WeightedSum,
+    modality_vectors,
+)
 from oncofed_shared.plan import Plan, parse
 from oncofed_shared.plan_sizes import SIZES
 
@@ -28,11 +38,12 @@ Values = NDArray[np.float64]
 COLUMNS: Columns = {"clinical": ("c1", "c2"), "genes": ("g1", "g2", "g3"), "texture": ("t1", "t2")}
 PARTS = {"clinical": slice(0, 2), "genes": slice(2, 5), "texture": slice(5, 7)}
 WIDTH = 7
-FUSIONS = ("transformer", *JOINS)
+SIDES = {"clinical": "neither", "genes": "genes", "texture": "imaging"}
+FUSIONS = (*sorted(ATTENTIVE), *JOINS)
 
 
 def plan_of(tokens: Any = "one", training: dict[str, Any] | None = None, **model: Any) -> Plan:
-    modalities = {n: {"patterns": [f"{n[0]}*"], "tokens": tokens} for n in COLUMNS}
+    modalities = {n: {"patterns": [f"{n[0]}*"], "tokens": tokens, "side": SIDES[n]} for n in COLUMNS}
     return parse(
         {
             "study": {"name": "s", "purpose": "a study for tests"},

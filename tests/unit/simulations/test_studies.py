@@ -11,7 +11,7 @@ import pytest
 
 from oncofed_client.cohort import read_cohort
 from oncofed_client.settings import load_settings, settings_from_study
-from oncofed_shared.network import token_columns
+from oncofed_shared.network_tokens import token_columns
 from oncofed_shared.plan import Plan, SplitColumn, SurvivalTask, compile_pattern, load, parse
 from oncofed_shared.rules import RULES
 from oncofed_simulations.flamby import import_flamby
