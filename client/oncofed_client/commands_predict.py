@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from oncofed_client.options import Folder, OwnState
+from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.whereabouts import site_place
 from oncofed_shared.public_keys import key_fingerprint
 
@@ -23,8 +24,7 @@ def predict(
     """Apply a finished model to the patients of a folder: risk, interval, weights of the modalities. Nothing leaves."""
     # torch takes a second to import; the other commands do without.
     from oncofed_client.model_files import check_beside  # noqa: PLC0415
-    from oncofed_client.prediction import predict_site  # noqa: PLC0415
-    from oncofed_shared.trained_model import read_model  # noqa: PLC0415
+    from oncofed_client.predicting import predicted, read_model, readable_patients  # noqa: PLC0415
 
     place = site_place(folder, state)
     settings = place.settings()
@@ -33,9 +33,10 @@ def predict(
         typer.echo(f"{model}: has no seal beside it, so nobody vouches for it; `model fetch` brings one along.")
     else:
         typer.echo(f"{model}: is the model of study {sealed.study[:12]}, sealed by {key_fingerprint(sealed.key)}")
-    made = predict_site(folder, settings, read_model(model), state=place.state, out=out)
+    trained = read_model(model)
+    people = readable_patients(folder, settings, trained.plan, existing_cache(place.state))
+    made = predicted([trained], people)
+    made.write(out)
     typer.echo(
-        f"{out}: {made.patients} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."
+        f"{out}: {len(made.patients)} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."
     )
-    if made.left_out:
-        typer.echo(f"{made.left_out} more lack what the model needs and have no row.")

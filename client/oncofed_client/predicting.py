@@ -9,10 +9,12 @@ Sets and bands were calibrated for the predictions of one model without dropout,
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +23,32 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from oncofed_client.cohort import Cohort, assemble, nobody_consented
+from oncofed_client.cohort import Cohort, nobody_consented
+from oncofed_client.columns import read_modality, reserved_columns
 from oncofed_client.consent import allowed_patients
+from oncofed_client.prepare.cache import Cache
+from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.session import training_set
 from oncofed_client.settings import SiteSettings
 from oncofed_client.tables import Problems, load_tables
 from oncofed_shared.calibrated import band_of, sets
 from oncofed_shared.determinism import one_thread
-from oncofed_shared.errors import ConfigError, DataError
+from oncofed_shared.errors import ConfigError, DataError, RemoteProtocolError
 from oncofed_shared.features import Preparation
 from oncofed_shared.layers import load_parameters
+from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask, parse
-from oncofed_shared.storage import read_arrays
+from oncofed_shared.storage import read_arrays, write_whole
 
-__all__ = ["Model", "Predicted", "mc_passes", "predicted", "read_model", "readable_patients"]
+__all__ = ["Model", "Predicted", "days_until", "mc_passes", "predicted", "read_model", "readable_patients"]
 
 Values = NDArray[np.float64]
 NETWORK, PREPARATION = "network.", "preparation."
 MOST_PASSES = 10_000
+_SHARES = {"days_10": 0.1, "days_50": 0.5, "days_90": 0.9}
+"""Of patients to whom the event has happened; between the first and the last lie 80 in a hundred, as the model sees it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,7 +76,39 @@ class Predicted:
         """Rows of text; numbers with six digits."""
         for i, patient in enumerate(self.patients):
             cells = (column[i] for column in self.columns.values())
-            yield [patient, *(c if isinstance(c, str) else f"{c:.6g}" for c in cells)]
+            yield [patient, *(c if isinstance(c, str) else "" if np.isnan(c) else f"{c:.6g}" for c in cells)]
+
+    def write(self, out: Path) -> None:
+        """Write the table, whole or not at all, for its owner's eyes alone.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([["patient_id", *self.columns], *self.rows()])
+        write_whole(out, text.getvalue().encode(), private=True)
+
+
+def days_until(survival: Values, edges: tuple[float, ...], share: float) -> Values:
+    """Days by which the event has happened to a share of patients with these curves, (n,).
+
+    Between two edges the curve is taken as straight. NaN where the share is not reached by the last edge.
+
+    Args:
+        survival: (n, intervals) at the end of each interval.
+        edges: (intervals + 1,) days, from 0 on.
+        share: above 0 and below 1.
+    """
+    curve = np.concatenate([np.ones((len(survival), 1)), survival], axis=1)
+    left = 1 - share
+    reached = curve[:, 1:] <= left
+    first = reached.argmax(axis=1)
+    rows = np.arange(len(curve))
+    before, after = curve[rows, first], curve[rows, first + 1]
+    start, stop = np.asarray(edges)[first], np.asarray(edges)[first + 1]
+    fall = np.where(before > after, before - after, 1.0)
+    days = start + (stop - start) * (before - left) / fall
+    return np.where(reached.any(axis=1), days, np.nan)
 
 
 def mc_passes(text: str) -> int:
@@ -88,30 +128,46 @@ def mc_passes(text: str) -> int:
 def read_model(path: Path) -> Model:
     """Read a `model.safetensors`.
 
+    Guarantees:
+        - Names and shapes are those of the plan's network, and every number is finite.
+        - The plan in the file has the hash that the file names.
+
     Raises:
-        DataError: it is no model of this version.
+        DataError: it is no model of this version, or it is damaged.
     """
     arrays, facts = read_arrays(path)
     try:
         plan = parse(json.loads(facts["plan"]), str(path))
-        columns = {m: tuple(c) for m, c in facts["columns"].items()}
-        seed = int(facts["seed"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DataError(f"{path}: is not a model of oncofed, or of another version") from None
-    own = {k.removeprefix(PREPARATION): v for k, v in arrays.items() if k.startswith(PREPARATION)}
-    preparation = Preparation.from_arrays(plan, columns, own)
-    network = build(plan, columns, seed)
-    weights = {k.removeprefix(NETWORK): v for k, v in arrays.items() if k.startswith(NETWORK)}
-    if {n: tuple(p.shape) for n, p in network.named.items()} != {n: w.shape for n, w in weights.items()}:
+        columns = {str(m): tuple(str(c) for c in names) for m, names in facts["columns"].items()}
+        preparation = Preparation.from_arrays(plan, columns, _under(PREPARATION, arrays))
+        network = build(plan, preparation.columns, seed=int(facts["seed"]))
+        weights = _under(NETWORK, arrays)
+        Layout.of(network).check(weights)
+        sound = plan.hash == facts["plan_hash"]
+    except (ConfigError, RemoteProtocolError, KeyError, ValueError, TypeError, AttributeError):
+        sound = False
+    if not sound:
         raise DataError(
-            f"{path}: its parameters are not those of its plan's network; it is damaged, or of another version"
+            f"{path}: is not a model that this version can use, or it is damaged; expected model.safetensors of a finished "
+            "study, made by the same version of oncofed",
+            code="model",
         )
     load_parameters(network, weights)
     return Model(plan=plan, preparation=preparation, network=network, certainty=facts.get("certainty") or {})
 
 
-def readable_patients(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
-    """The patients of a folder who consented and have what the plan requires, with a label or without.
+def _under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: Cache | None = None) -> Cohort:
+    """The patients of a folder who consented and have what the plan requires; no label is needed or read.
+
+    Args:
+        folder: with the patients' files.
+        settings: of the folder.
+        plan: the model's.
+        cache: what was prepared of raw files.
 
     Raises:
         DataError: files are malformed, or nobody is left.
@@ -123,15 +179,37 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan) -> Cohor
     allowed = allowed_patients(tables, settings)
     if not allowed:
         raise nobody_consented(folder)
-    assembly = assemble(tables, settings, plan, allowed, problems)
+    tables |= prepared_tables(settings, plan, cache, allowed)
+    order, reserved = tuple(sorted(allowed)), reserved_columns(plan, settings)
+    blocks = {name: read_modality(tables, m, order, reserved, problems) for name, m in plan.modalities.items()}
     problems.raise_if_any()
-    usable = np.logical_or.reduce([block.present for block in assembly.blocks.values()])
+    usable = np.logical_or.reduce([block.present for block in blocks.values()])
     for name, modality in plan.modalities.items():
         if modality.required:
-            usable &= assembly.blocks[name].present
+            usable &= blocks[name].present
     if not usable.any():
-        raise DataError(f"{folder}: nobody has a value of any modality that the model reads")
-    return replace(assembly, usable=usable).cohort(settings.site.name)
+        raise DataError(
+            f"{folder}: nobody has a value of any modality that the model reads: {', '.join(sorted(plan.modalities))}; "
+            "`oncofed-site check` says which columns are missing",
+            code="no-patient",
+        )
+    n = int(np.count_nonzero(usable))
+    return Cohort(
+        site=settings.site.name,
+        patients=tuple(p for p, keep in zip(order, usable, strict=True) if keep),
+        values={m: b.values[usable] for m, b in blocks.items()},
+        columns={m: b.columns for m, b in blocks.items()},
+        labels={name: _unknown(task, n) for name, task in plan.tasks.items()},
+        subgroups={},
+        split_labels=None,
+    )
+
+
+def _unknown(task: ClassificationTask | SurvivalTask, patients: int) -> NDArray[Any]:
+    """Labels that nobody knows, as a cohort has them."""
+    if isinstance(task, ClassificationTask):
+        return np.full(patients, -1, dtype=np.int64)
+    return np.full((patients, 2), np.nan)
 
 
 @contextmanager
@@ -163,7 +241,8 @@ def _shown(task: ClassificationTask | SurvivalTask, prediction: Values) -> dict[
     column = task.edges.index(task.horizon) - 1
     if task.causes:
         return {c: prediction[:, i * task.intervals + column] for i, c in enumerate(task.causes)}
-    return {"risk": 1 - prediction[:, column]}
+    days = {key: days_until(prediction, task.edges, share) for key, share in _SHARES.items()}
+    return {"risk": 1 - prediction[:, column], **days}
 
 
 def _calibrated(
@@ -196,8 +275,9 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
         seed: of the dropout; the same seed gives the same table.
 
     Returns:
-        Columns `task.class`, `task.risk` or `task.cause`; with several members their mean, and `.sd` behind each. With one,
-        `task.set` and `task.observed.low`, `.high` where the model has been calibrated.
+        Columns `task.class`, `task.risk` or `task.cause`; with one model `weight.modality`, where the fusion has weights; and
+        `missing`. With several members their mean, and `.sd` behind each. With one, `task.set` and `task.observed.low`, `.high`
+        where the model has been calibrated.
 
     Raises:
         ConfigError: the models answer different questions, or have no dropout for passes.
@@ -225,4 +305,23 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
             columns |= {
                 f"{name}.{k}": list(v) for k, v in _calibrated(first.tasks[name], members[0][name], known).items()
             }
+    if len(models) == 1:
+        columns |= _weights(models[0], cohort)
+    columns["missing"] = _missing(cohort)
     return Predicted(patients=cohort.patients, columns=columns)
+
+
+def _weights(model: Model, cohort: Cohort) -> dict[str, Sequence[float | str]]:
+    """How much each modality counts for each patient; nothing where the plan's fusion weighs none."""
+    data = training_set(model.plan, model.preparation, cohort, slice(None))
+    try:
+        weights = model.network.modality_weights(data.seen)
+    except ConfigError:
+        return {}
+    return {f"weight.{m}": w.to(torch.float64).tolist() for m, w in weights.items()}
+
+
+def _missing(cohort: Cohort) -> list[str]:
+    """Modalities of which a patient has no value, with | between."""
+    has = {m: np.asarray((~np.isnan(v)).any(axis=1)) for m, v in cohort.values.items()}
+    return ["|".join(m for m in sorted(has) if not has[m][i]) for i in range(len(cohort.patients))]

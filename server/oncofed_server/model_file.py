@@ -17,13 +17,11 @@ from oncofed_shared.storage import write_arrays
 __all__ = ["write_model"]
 
 
-def write_model(
-    path: Path, plan: Plan, trial: Trial, state: State, *, certainty: Mapping[str, Any] | None = None
-) -> None:
+def write_model(path: Path, plan: Plan, trial: Trial, state: State, *, certainty: Mapping[str, Any]) -> None:
     """Write the model of a run; equal runs give equal bytes, whoever drove them.
 
     Args:
-        certainty: what its predictions have meant (`certainty`).
+        certainty: of `certainty.certainty`: per task what predictions have meant; empty where nobody knows.
 
     Raises:
         LocalProtocolError: the run has no model.
@@ -41,6 +39,6 @@ def write_model(
         "plan": plan.canonical.decode(),
         "columns": {m: list(c) for m, c in state.preparation.columns.items()},
         "seed": trial.seed,
-        "certainty": dict(certainty or {}),
+        "certainty": dict(certainty),
     }
     write_arrays(path, arrays, facts)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import signal
 import sys
@@ -23,7 +21,6 @@ from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
-from oncofed_shared.storage import write_whole
 from oncofed_simulations.allocator import return_large_arrays
 from oncofed_simulations.compare import CompareOptions, compare, summary_lines
 from oncofed_simulations.consortium import folder_settings
@@ -289,9 +286,7 @@ def prediction(
     plan = read[0].plan
     settings = folder_settings(site, plan if study is None else load(study))
     made = predicted(read, readable_patients(site, settings, plan), passes=passes, seed=seed)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["patient_id", *made.columns], *made.rows()])
-    write_whole(out, text.getvalue().encode(), private=True)
+    made.write(out)
     print(f"{len(made.patients)} patients: {out}")
 
 

@@ -13,13 +13,13 @@ import pytest
 from oncofed_client.approvals import approved
 from oncofed_client.known_rosters import keep_roster
 from oncofed_client.leaving import exchanges, leaving
+from oncofed_client.predicting import read_model
 from oncofed_shared.layers import shared_layout
 from oncofed_shared.messages import Contribution, Description, Summary, Tables, Update, from_bytes
 from oncofed_shared.plan import NoPrivacy, Plan
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.roster import write_roster
 from oncofed_shared.signed_study import read_study
-from oncofed_shared.trained_model import read_model
 from oncofed_simulations.run import Options, run_study
 
 from .conftest import OTHER_KEY, PLAN_KEY, PRIVATE_PLAN, STEP_KEY, Papers, Run
