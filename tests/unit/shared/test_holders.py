@@ -23,6 +23,7 @@ from oncofed_strategies import Sums, advance, init
 COLUMNS = {"clinical": ("age", "sex"), "genes": ("A", "B", "C"), "texture": ("t",)}
 ALL, GENES = 100.0, 30.0
 FUSIONS = Fusion.__args__
+SIDES = {"genes": {"side": "genes"}, "texture": {"side": "imaging"}}
 
 
 def plan_of(fusion: str = "transformer", privacy: Any = None, **strategy: Any) -> Plan:
@@ -31,7 +32,7 @@ def plan_of(fusion: str = "transformer", privacy: Any = None, **strategy: Any) -
         {
             "study": {"name": "s", "purpose": "a study for tests"},
             "tasks": {"r": {"kind": "classification", "label": "r", "classes": ["a", "b"]}},
-            "modalities": {m: {"patterns": ["*"], **private} for m in COLUMNS},
+            "modalities": {m: {"patterns": ["*"], **private, **SIDES.get(m, {})} for m in COLUMNS},
             "model": {"width": 4, "layers": 1, "feedforward": 6, "fusion": fusion, "block_scaling": False},
             "training": {"rounds": 1, "dtype": "float64", "rate": 0.5},
             "strategy": {"average": "holders", **strategy},
