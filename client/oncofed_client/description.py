@@ -34,7 +34,7 @@ def describe(plan: Plan, head: Head, site: str, cohort: Cohort, split: NDArray[n
             for k in range(len(task.classes)):
                 events[f"{name}.{k}"] = int(np.count_nonzero(labels == k))
         else:
-            events[name] = int(np.count_nonzero(labels[:, 1] == 1))
+            events[name] = int(np.count_nonzero(labels[:, 1] > 0))
     parts = {p: int(np.count_nonzero(split == c)) for p, c in PART_CODES.items()}
     return Description(
         head=head,

@@ -31,7 +31,7 @@ class TaskLabels:
     """One task's labels.
 
     Attributes:
-        values: (n,) class index or -1, or (n, 2) days and event with NaN NaN where missing.
+        values: (n,) class index or -1, or (n, 2) days and event, or number of the cause, with NaN NaN where missing.
         absent: label columns that the site lacks; then nobody has a label.
         incomplete: patients with a time and no event, or the reverse.
     """
@@ -66,9 +66,10 @@ def _numeric_column(
     return numbers(place.table, place.table.rows_of(patients), [wanted], problems)[:, 0]
 
 
-def _event(place: Place, patients: Sequence[str], problems: Problems) -> NDArray[np.float64]:
-    """(n,) 1 for an event, 0 for a censored follow-up, NaN where missing."""
-    code = codes(place.table, place.table.rows_of(patients), place.index, ("0", "1"), problems)
+def _event(place: Place, patients: Sequence[str], problems: Problems, number: int) -> NDArray[np.float64]:
+    """(n,) 1 for an event, or its cause from 1 to `number`, 0 for a censored follow-up, NaN where missing."""
+    valid = tuple(str(cause) for cause in range(number + 1))
+    code = codes(place.table, place.table.rows_of(patients), place.index, valid, problems)
     return np.where(code < 0, np.nan, code.astype(np.float64))
 
 
@@ -80,7 +81,7 @@ def read_labels(
 ) -> TaskLabels:
     """Read a task's labels for the given patients.
 
-    A time is converted to days and is 0 or more; an event is 0 or 1; a class is one of the task's.
+    A time is converted to days and is 0 or more; an event is 0 or 1, or up to the number of causes; a class is one of the task's.
     """
     places = {c: find(tables, c, task.table, problems) for c in label_columns(task)}
     here = {c for name, t in tables.items() if task.table in {None, name} for c in t.columns}
@@ -97,7 +98,7 @@ def read_labels(
     if time is None or event is None:
         return TaskLabels(values=np.full((n, 2), np.nan), absent=absent)
     days = _numeric_column(time, patients, problems, unit="days", not_negative="because it is a follow-up time")
-    values = np.column_stack([days, _event(event, patients, problems)])
+    values = np.column_stack([days, _event(event, patients, problems, task.number)])
     half = np.isnan(values).any(axis=1)
     incomplete = int(np.count_nonzero(half & ~np.isnan(values).all(axis=1)))
     values[half] = np.nan

@@ -41,7 +41,7 @@ def auc(values: Values, positive: NDArray[np.bool_]) -> float:
 
 def _comparable(labels: Values) -> NDArray[np.bool_]:
     """(n, n) whether i had an event while j was known to be free of one (Harrell et al. 1982)."""
-    days, event = labels[:, 0], labels[:, 1] == 1
+    days, event = labels[:, 0], labels[:, 1] > 0
     later = days[:, None] < days[None, :]
     tied = (days[:, None] == days[None, :]) & ~event[None, :]
     return np.asarray(event[:, None] & (later | tied))
@@ -52,7 +52,7 @@ def concordance(values: Values, labels: Values) -> float:
 
     Args:
         values: (n,) scores, higher = earlier event.
-        labels: (n, 2) days and event.
+        labels: (n, 2) days and event; above 0 whatever its cause.
     """
     return _concordance(values, _comparable(labels))
 
@@ -113,7 +113,7 @@ def giveaways(
             if _gives_class(column[seen], labels[seen], len(task.classes)):
                 found.append(name)
             continue
-        events = np.count_nonzero(labels[seen, 1] == 1)
+        events = np.count_nonzero(labels[seen, 1] > 0)
         if min(events, np.count_nonzero(seen) - events) < MINIMUM_PATIENTS:
             continue
         pairs = comparable if seen.all() else comparable[np.ix_(seen, seen)]

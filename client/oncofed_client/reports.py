@@ -184,10 +184,8 @@ def task_report(name: str, labels: TaskLabels, plan: Plan) -> TaskReport:
         counts = {c: int(np.count_nonzero(labels.values == k)) for k, c in enumerate(task.classes)}
     else:
         event = labels.values[:, 1]
-        counts = {
-            "event": int(np.count_nonzero(event == 1)),
-            "censored": int(np.count_nonzero(event == 0)),
-        }
+        counts = {name: int(np.count_nonzero(event == k)) for k, name in enumerate(task.causes or ("event",), start=1)}
+        counts["censored"] = int(np.count_nonzero(event == 0))
     return TaskReport(
         name=name,
         kind=task.kind,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.holders import has_modalities, sent_counts, without_own
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import patient_losses
@@ -87,6 +88,20 @@ def fair(plan: Plan, total: Flat, loss: float) -> Flat:
     return np.concatenate([change * base**q, [patients * h], total[-2:]])
 
 
+def _shared(
+    plan: Plan, network: FusionNetwork, data: TrainingSet, total: Flat, shared: NDArray[np.bool_] | slice
+) -> tuple[Flat, ...]:
+    """What leaves of an update of all parameters; under `average = "holders"` with this site's patients for each modality it has.
+
+    Under privacy every site has noise in every coordinate, and who has what does not show.
+    """
+    change = total[:-2]
+    if not sent_counts(plan):
+        return (change[shared],)
+    has = has_modalities(network, data.seen)
+    return without_own(network, change, has)[shared], np.where(has, total[-2], 0.0)
+
+
 def train_round(
     plan: Plan,
     network: FusionNetwork,
@@ -112,7 +127,7 @@ def train_round(
         update: how a site trains.
 
     Returns:
-        - (shared + extra + 2,): patients x change, what the rule appends, patients, sum of losses.
+        - (shared + extra + 2,): patients x change, what the rule or `average` appends, patients, sum of losses.
         - What the site holds after the round.
     """
     rule = plan.strategy
@@ -122,7 +137,7 @@ def train_round(
     shared = layout.places(whole)
     terms = _terms(plan, whole, shared, parameters, control - own)
     total = update(plan, network, whole, data, parameters, key=key, terms=terms)
-    total = np.concatenate([total[:-2][shared], total[-2:]])
+    total = np.concatenate([*_shared(plan, network, data, total, shared), total[-2:]])
     after = dict(kept)
     # Under a private plan noise trains the layers of an empty site too: that it is empty must not show.
     if len(data) > 0 or plan.privacy.noise != "none":

@@ -31,6 +31,7 @@ from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_columns, column_sums
+from oncofed_shared.holders import sent_counts
 from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
     Arrays,
@@ -333,7 +334,9 @@ class Site:
         )
         if plan.strategy.site_memory:
             self.memories.keep(head, Memory(round=request.round, before=kept, after=after))
-        return encode_update(total, bound=plan.training.range, max_sites=plan.training.max_sites)
+        return encode_update(
+            total, bound=plan.training.range, max_sites=plan.training.max_sites, counts=sent_counts(plan)
+        )
 
     def _contribute(self, request: Contribute) -> Contribution:
         from oncofed_client.shares import check_histogram, scores_share, training_share  # noqa: PLC0415 - as above

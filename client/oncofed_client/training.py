@@ -96,7 +96,7 @@ def _descend(weights: Tensor, gradient: Tensor, rate: float) -> None:
 def seeded_dropout(plan: Plan, key: str) -> Iterator[None]:
     """Draw the same dropout masks wherever the key is the same, and leave the process's own generator as it was."""
     training = plan.training
-    if not training.dropout and not training.input_dropout:
+    if not (training.dropout or training.input_dropout or training.modality_dropout):
         yield
         return
     with torch.random.fork_rng(devices=[]):

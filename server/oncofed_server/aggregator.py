@@ -29,6 +29,7 @@ from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.features import Preparation, check_sums, no_sums, prepare, unite
+from oncofed_shared.holders import constant_behind, patients_behind, sent_counts
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
@@ -50,7 +51,7 @@ from oncofed_shared.messages import (
     Trial,
     Update,
 )
-from oncofed_shared.network import build
+from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_shared.scoring import dense, vector_size
@@ -233,6 +234,7 @@ class Aggregator:
         self.state = state or State(phase=Phase.DESCRIBE)
         self._layout: Layout | None = None
         self._local: dict[str, NDArray[Any]] = {}
+        self._built: FusionNetwork | None = None
 
     @property
     def finished(self) -> bool:
@@ -257,10 +259,16 @@ class Aggregator:
             if self.state.preparation is None:
                 message = "the columns are not agreed yet"
                 raise RemoteProtocolError(message)
-            network = build(self.plan, self.state.preparation.columns, seed=self.trial.seed)
+            network = self._network()
             self._layout = shared_layout(self.plan, network)
             self._local = initial_local(self._layout, network)
         return self._layout
+
+    def _network(self) -> FusionNetwork:
+        """A network of the agreed columns with its first values."""
+        if self._built is None:
+            self._built = build(self.plan, self._prepared().columns, seed=self.trial.seed)
+        return self._built
 
     def shared_parameters(self) -> dict[str, NDArray[Any]]:
         """What goes to the sites: the global model without the layers that stay there, in the plan's dtype."""
@@ -445,7 +453,8 @@ class Aggregator:
 
     def _added(self, reply: Update) -> dict[str, Any]:
         state, size = self.state, self.layout.size
-        if len(reply.vector) != size + STRATEGIES[self.plan.strategy.name].facts.extra + 2:
+        extra = STRATEGIES[self.plan.strategy.name].facts.extra + sent_counts(self.plan)
+        if len(reply.vector) != size + extra + 2:
             raise RemoteProtocolError("its update has another length than the model")
         change, patients = None, 0.0
         if self.plan.privacy.noise in SINGLE_UPDATES:
@@ -496,7 +505,7 @@ class Aggregator:
         parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
         sums = np.sum(parts, axis=0)
         preparation = prepare(self.plan, columns, sums)
-        network = build(self.plan, columns, seed=self.trial.seed)
+        network = self._built = build(self.plan, columns, seed=self.trial.seed)
         try:
             self._layout = shared_layout(self.plan, network)
         except ConfigError as error:
@@ -524,13 +533,30 @@ class Aggregator:
         patients, loss = total[-2:] / COUNT_SCALE
         if patients < 1:
             return self._fail("no site has a training patient")
+        extra = total[self.layout.size : -2]
         sums = Sums(
             change=total[: self.layout.size],
-            extra=total[self.layout.size : -2],
+            extra=extra,
             patients=patients,
             population=self._population(patients),
+            behind=self._behind(patients, extra / COUNT_SCALE),
         )
         return self._round_done(sums, float(loss / patients), now)
+
+    def _behind(self, patients: float, counts: NDArray[np.float64]) -> NDArray[np.float64] | None:
+        """Patients behind each shared coordinate; None where they are all behind every one.
+
+        Args:
+            counts: of those who have each modality; under privacy the plan says their shares.
+        """
+        if self.plan.strategy.average == "patients":
+            return None
+        network = self._network()
+        if sent_counts(self.plan):
+            whole = patients_behind(network, patients, counts)
+        else:
+            whole = constant_behind(network, self.plan, patients=patients)
+        return whole[self.layout.places(Layout.of(network))]
 
     def _round_done(self, sums: Sums, loss: float, now: float) -> list[Outgoing]:
         """Take the rule's step, write the round down, and go on.

@@ -22,6 +22,7 @@ from oncofed_server import report_facts as about
 from oncofed_server import report_tables as tables
 from oncofed_server.figures import mark, svg
 from oncofed_server.report_cells import arm_names
+from oncofed_server.report_certainty import certainty_view
 from oncofed_server.report_limits import limits
 from oncofed_server.report_privacy import mechanism, noise_of, spent_rows, unreleased
 from oncofed_server.report_released import released_view
@@ -44,6 +45,9 @@ FILE_NAME = "report.html"
 def _predicted(task: TaskView) -> str:
     """What a calibration plot is about."""
     horizon, classes = number(task.plan.get("horizon")), listing(task.plan.get("classes"))
+    causes = listing(task.plan.get("causes"))
+    if horizon is not None and causes:
+        return f"Incidence of {causes[0]} by day {horizon:g}"
     if horizon is not None:
         return f"Risk by day {horizon:g}"
     return f"Probability of {classes[1]}" if len(classes) == 2 else "Probability"
@@ -56,9 +60,11 @@ def _figures(study: Study, task: TaskView) -> list[tuple[str, str, Markup]]:
         ("ROC curve", "The further to the upper left, the better.", charts.roc(task, names))
     ]
     for arm in ("federated", "pooled", "reference"):
-        title = f"Survival by risk group: {names[arm]}"
-        caption = "Kaplan-Meier curves of test patients in thirds of predicted risk."
-        if arm != "pooled" or not mapping(task.figures.get("federated")).get("km"):
+        cause = mapping(task.figures.get(arm)).get("cause")
+        title = f"{f'Incidence of {cause}' if cause else 'Survival'} by risk group: {names[arm]}"
+        curves = "Aalen-Johansen" if cause else "Kaplan-Meier"
+        caption = f"{curves} curves of test patients in thirds of predicted risk."
+        if arm != "pooled" or not {"km", "incidence"} & set(mapping(task.figures.get("federated"))):
             found.append((title, caption, charts.kaplan_meier(task, arm, names[arm])))
     caption = f"{_predicted(task)}. On the diagonal a prediction means what it says."
     compared = {a: n for a, n in names.items() if a != "pooled"}
@@ -82,6 +88,7 @@ def _task(study: Study, task: TaskView) -> dict[str, Any]:
         "subgroups": tables.subgroup_tables(study, task),
         "figures": _figures(study, task),
         "confusion": tables.confusion_tables(study, task),
+        "certainty": certainty_view(study, task),
         "exact": tables.exact_table(study, task),
         "spreads": [
             (title, tables.spread_table(study, spreads))

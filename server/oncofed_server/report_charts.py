@@ -252,8 +252,10 @@ def calibration(task: TaskView, names: Mapping[str, str]) -> Markup | None:
 
 
 def kaplan_meier(task: TaskView, arm: str, name: str) -> Markup | None:
-    """Survival of the three risk groups that an arm's score makes."""
-    groups = {g: _points(p) for g, p in mapping(mapping(task.figures.get(arm)).get("km")).items()}
+    """Survival of the three risk groups that an arm's score makes; of competing causes the incidence of the first."""
+    figures = mapping(task.figures.get(arm))
+    competing = bool(mapping(figures.get("incidence")))
+    groups = {g: _points(p) for g, p in mapping(figures.get("incidence" if competing else "km")).items()}
     groups = {g: points for g, points in groups.items() if points}
     if not groups:
         return None
@@ -262,7 +264,7 @@ def kaplan_meier(task: TaskView, arm: str, name: str) -> Markup | None:
     frame = Frame(**PANEL, x_range=(0, last), y_range=(0, 1), right=52)
     unit = DAYS_PER_YEAR if years else 1.0
     body = frame.axes(
-        "years" if years else "days", "surviving",
+        "years" if years else "days", "incidence" if competing else "surviving",
         x_ticks=[v * unit for v in nice_ticks(0, last / unit)],
         text=lambda v: tick_text(round(v / unit, 6)),
     )  # fmt: skip
@@ -279,7 +281,7 @@ def kaplan_meier(task: TaskView, arm: str, name: str) -> Markup | None:
         body += Markup('<text class="end" x="{:.1f}" y="{:.1f}" fill="{}">{}</text>').format(
             frame.x(points[-1][0]) + 4, y + 3.6, colour, group
         )
-    label = f"Kaplan-Meier curves of {task.name} by risk group, {name}"
+    label = f"{'Aalen-Johansen' if competing else 'Kaplan-Meier'} curves of {task.name} by risk group, {name}"
     return svg(PANEL["width"], PANEL["height"], label, body)
 
 

@@ -88,14 +88,16 @@ def describe_task(task: TaskView) -> str:
     plan = task.plan
     if task.kind == "survival" and plan:
         edges = listing(plan.get("edges"))
+        causes = ", ".join(map(str, listing(plan.get("causes"))))
+        competing = f" with the competing causes {causes}" if causes else ""
         return (
             f"time ({plan.get('time', '?')}, days) to an event "
-            f"({plan.get('event', '?')}), in {count(max(len(edges) - 1, 0), 'interval')} up "
+            f"({plan.get('event', '?')}){competing}, in {count(max(len(edges) - 1, 0), 'interval')} up "
             f"to day {_day(edges[-1:])}; risk is read at day {_day([plan.get('horizon')])}"
         )
     if plan:
         classes = ", ".join(map(str, listing(plan.get("classes"))))
-        return f"{plan.get('label', '?')}, one of: {classes}"
+        return f"{plan.get('label', '?')}, one of{' (in this order)' if plan.get('ordered') else ''}: {classes}"
     return "the plan is not part of this result"
 
 

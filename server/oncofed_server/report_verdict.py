@@ -41,9 +41,11 @@ METRIC_NAMES = {
     "f1": "F1",
     "c_index": "C-index",
     "brier": "Brier score",
+    "kappa": "weighted kappa",
+    "class_distance": "classes off",
 }
-LOWER_IS_BETTER = frozenset({"brier"})
-CHANCE = {"auc": 0.5, "c_index": 0.5}
+LOWER_IS_BETTER = frozenset({"brier", "class_distance"})
+CHANCE = {"auc": 0.5, "c_index": 0.5, "kappa": 0.0}
 
 
 class Relation(Enum):
@@ -70,8 +72,19 @@ class Verdict:
 
 
 def metric_name(metric: str) -> str:
-    """A metric's name for people."""
-    return METRIC_NAMES.get(metric, metric)
+    """A metric's name for people.
+
+    >>> metric_name("c_index.relapse")
+    'C-index (relapse)'
+    """
+    plain, _, cause = metric.partition(".")
+    name = METRIC_NAMES.get(plain, plain)
+    return f"{name} ({cause})" if cause else name
+
+
+def _plain(metric: str) -> str:
+    """A metric's name without the cause behind it."""
+    return metric.partition(".")[0]
 
 
 def show(value: float | None) -> str:
@@ -103,7 +116,7 @@ def relate(a: Score, b: Score, metric: str = "auc") -> Relation:
     """
     if a.value is None or b.value is None:
         return Relation.UNKNOWN
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = -1.0 if _plain(metric) in LOWER_IS_BETTER else 1.0
     difference = round(sign * (a.value - b.value), 6)
     if abs(difference) <= LEVEL_MARGIN:
         return Relation.LEVEL
@@ -130,7 +143,7 @@ def _clause(relation: Relation, what: str, score: Score, metric: str) -> str:
     if relation is Relation.UNKNOWN:
         return f"not compared with {what} ({score.why or 'no score'})"
     clause = _CLAUSES[relation].format(what=what, score=show(score.value))
-    if metric in LOWER_IS_BETTER:
+    if _plain(metric) in LOWER_IS_BETTER:
         clause = clause.replace("higher than", "better than").replace("lower than", "worse than")
     return clause
 
@@ -255,7 +268,7 @@ def verdict(study: Study, task: TaskView) -> Verdict:
         if label != study.reference_label:
             sentence = f"{sentence[:-1]}; no better than the reference {label} ({show(score.value)})."
     title = _title(alone, reference, study.reference_label)
-    chance = CHANCE.get(metric)
+    chance = CHANCE.get(_plain(metric))
     if chance is not None and federated.low is not None and federated.low <= chance:
         title = "Not shown to be better than chance"
         sentence = f"{sentence[:-1]}; its interval includes {chance}, which is chance."

@@ -13,21 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_shared.metrics import binning_error, compute, counts, figures, interval
-from oncofed_shared.plan import Plan
+from oncofed_shared.metrics import binning_error, compute, counts, figures, interval, metric_names
+from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_shared.scoring import WHOLE, blocks, split_vector
 
-__all__ = ["METRICS", "alone_numbers", "arm_numbers", "binning_errors", "drawn", "shown", "spread"]
+__all__ = ["alone_numbers", "arm_numbers", "binning_errors", "drawn", "shown", "spread"]
 
 Vector = NDArray[np.float64]
 Tables = Mapping[str, Vector]
 Numbers = dict[str, dict[str, dict[str, Any]]]
-METRICS = {
-    "classification": (
-        "auc", "accuracy", "sensitivity", "specificity", "precision", "f1", "brier",
-    ),
-    "survival": ("c_index", "brier"),
-}  # fmt: skip
 LEVEL = 0.95
 
 
@@ -48,7 +42,8 @@ def _hidden(plan: Plan, task: str, vector: Vector) -> str | None:
     if patients < rule.minimum_shown:
         return f"fewer than {rule.minimum_shown} test patients"
     if rarest < rule.minimum_events:
-        rare = "events" if spec.kind == "survival" else "patients of the rarest class"
+        rare = "events" if isinstance(spec, SurvivalTask) else "patients of the rarest class"
+        rare = "events of the rarest cause" if isinstance(spec, SurvivalTask) and spec.causes else rare
         return f"fewer than {rule.minimum_events} {rare} among the test patients"
     return None
 
@@ -57,7 +52,7 @@ def shown(plan: Plan, task: str, vector: Vector) -> dict[str, float | None]:
     """A table's numbers, None where they are not defined or too few patients stand behind them."""
     if _hidden(plan, task, vector) is None:
         return compute(plan.tasks[task], plan.evaluation, vector)
-    return dict.fromkeys(METRICS[plan.tasks[task].kind])
+    return dict.fromkeys(metric_names(plan.tasks[task]))
 
 
 class _Cell:
@@ -127,7 +122,7 @@ def arm_numbers(
         external = cells(outside)
         by_external = {s: cells([r.get(s) for r in replicates]) for s in externals}
         numbers[task] = {}
-        for metric in METRICS[plan.tasks[task].kind]:
+        for metric in metric_names(plan.tasks[task]):
             numbers[task][metric] = _with_sites(overall, by_site, metric) | {
                 "per_seed": [c.values.get(metric) for c in overall],
                 "subgroups": _subgroup_part(plan, groups, totals, task, metric),
@@ -170,7 +165,7 @@ def alone_numbers(plan: Plan, replicates: Mapping[str, Sequence[Tables]], sites:
     numbers: Numbers = {}
     for task in plan.task_names:
         numbers[task] = {}
-        for metric in METRICS[plan.tasks[task].kind]:
+        for metric in metric_names(plan.tasks[task]):
             entries = {s: n[task][metric] for s, n in each.items()}
             overall = _mean([e["overall"] for e in entries.values()])
             why = {s: e["why"][s] for s, e in entries.items() if e["per_site"][s] is None} | {
@@ -249,7 +244,7 @@ def spread(plan: Plan, splits: Sequence[Tables], sites: Sequence[str], name: str
             if total is not None
         ]
         made[task] = {}
-        for metric in METRICS[plan.tasks[task].kind]:
+        for metric in metric_names(plan.tasks[task]):
             own = [v[metric] for v in values]
             known = [v for v in own if v is not None]
             made[task][metric] = {

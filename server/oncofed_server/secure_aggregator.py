@@ -221,6 +221,7 @@ class SecureAggregator(Aggregator):
             extra=np.zeros(0),
             patients=patients,
             population=patients,
+            behind=self._behind(patients, np.zeros(0)),
         )
         self.state = replace(self.state, tally=replace(self.state.tally, sites=self.sums.included))
         return self._round_done(sums, 0.0, now)

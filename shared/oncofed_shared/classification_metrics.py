@@ -13,6 +13,9 @@ Conventions:
     brier: mean of (p_1 - y)^2 for two classes, of sum_k (p_k - y_k)^2 for more (Brier 1950, Mon
         Weather Rev 78:1). It is a sum of patients' scores rounded to 2^-20, so that sums are exact
         in any order and there is no binning.
+    kappa: of ordered classes, agreement beyond chance with quadratic weights (Cohen 1968, Psychol Bull 70:213); not defined
+        where truth and prediction each have one class only, the same.
+    class_distance: of ordered classes, mean number of classes between the true and the predicted one.
 """
 
 from __future__ import annotations
@@ -40,11 +43,12 @@ from oncofed_shared.curves import class_calibration, roc
 from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
 from oncofed_shared.plan import ClassificationTask, Evaluation
 
-__all__ = ["BRIER_STEP", "ClassificationTables"]
+__all__ = ["BRIER_STEP", "ORDERED_METRICS", "ClassificationTables"]
 
 BRIER_STEP = 2.0**-20
 """Patients' Brier scores are rounded to multiples of this."""
 _BINARY = 2
+ORDERED_METRICS = ("kappa", "class_distance")
 _METRICS = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1", "brier")
 
 
@@ -62,6 +66,7 @@ class ClassificationTables:
         scores: (..., scored classes, bins, 2) patients by score and whether of the class.
         confusion: (..., classes, classes) patients by true and predicted class.
         brier: (...) sum of the patients' Brier scores.
+        ordered: whether the classes are steps of one scale.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +74,7 @@ class ClassificationTables:
     scores: Floats
     confusion: Floats
     brier: Floats
+    ordered: bool = False
 
     @classmethod
     def size(cls, task: ClassificationTask, evaluation: Evaluation) -> int:
@@ -124,6 +130,7 @@ class ClassificationTables:
             scores=scores,
             confusion=confusion,
             brier=vector[-1],
+            ordered=task.ordered,
         )
 
     @property
@@ -160,7 +167,18 @@ class ClassificationTables:
             value = {name: values[..., -1] for name, values in per_class.items()}
         value["accuracy"] = ratio(hit.sum(axis=-1), total)
         value["brier"] = ratio(self.brier, total)
-        return {name: value[name] for name in _METRICS}
+        if self.ordered:
+            value |= self._order(true, predicted, total)
+        return {name: value[name] for name in (*_METRICS, *(ORDERED_METRICS if self.ordered else ()))}
+
+    def _order(self, true: Floats, predicted: Floats, total: Floats) -> dict[str, Floats]:
+        """How far off predictions are on the scale, from (..., classes) numbers and (...) all patients."""
+        steps = np.arange(len(self.classes), dtype=np.float64)
+        apart = np.abs(steps[:, None] - steps)
+        seen = (self.confusion * apart**2).sum(axis=(-1, -2))
+        chance = ratio((true[..., :, None] * predicted[..., None, :] * apart**2).sum(axis=(-1, -2)), total)
+        distance = ratio((self.confusion * apart).sum(axis=(-1, -2)), total)
+        return {"kappa": 1 - ratio(seen, chance), "class_distance": distance}
 
     def _auc(self) -> Floats:
         """Area under the ROC curve of each scored class, (..., scored)."""
@@ -256,6 +274,7 @@ class _Builder:
             scores=scores,
             confusion=scatter(weights, true * number + predicted, number**2).reshape(-1, number, number),
             brier=weights @ brier + (tables.brier - self.counts @ brier),
+            ordered=tables.ordered,
         )
 
 

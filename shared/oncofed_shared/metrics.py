@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_shared.classification_metrics import ClassificationTables
+from oncofed_shared.classification_metrics import ORDERED_METRICS, ClassificationTables
+from oncofed_shared.competing_metrics import CompetingTables, cause_metrics
 from oncofed_shared.count_tables import Cells, Floats, Tables
 from oncofed_shared.plan import ClassificationTask, Evaluation, SurvivalTask
 from oncofed_shared.survival_metrics import SurvivalTables, time_bins, truncate
@@ -31,6 +32,7 @@ __all__ = [
     "counts",
     "figures",
     "interval",
+    "metric_names",
     "table_size",
     "tally",
     "time_bins",
@@ -43,6 +45,14 @@ _DEFINED = 0.5
 """Share of the draws in which a metric must exist for its interval to be given."""
 
 
+def metric_names(task: ClassificationTask | SurvivalTask) -> tuple[str, ...]:
+    """Names of the metrics of `compute`, in the order of a report."""
+    if isinstance(task, ClassificationTask):
+        plain = ("auc", "accuracy", "sensitivity", "specificity", "precision", "f1", "brier")
+        return plain + (ORDERED_METRICS if task.ordered else ())
+    return cause_metrics(task.causes) if task.causes else ("c_index", "brier")
+
+
 def table_size(task: ClassificationTask | SurvivalTask, evaluation: Evaluation) -> int:
     """Length of the flat vector of a task.
 
@@ -51,7 +61,8 @@ def table_size(task: ClassificationTask | SurvivalTask, evaluation: Evaluation) 
     """
     if isinstance(task, ClassificationTask):
         return ClassificationTables.size(task, evaluation)
-    return SurvivalTables.size(task, evaluation)
+    kind = CompetingTables if task.causes else SurvivalTables
+    return kind.size(task, evaluation)
 
 
 def tally(
@@ -66,9 +77,9 @@ def tally(
         task: the task.
         evaluation: the grid.
         prediction: (patients, classes) probabilities, or (patients, intervals) survival at every
-            edge after 0.
-        labels: (patients,) class index, -1 if missing; or (patients, 2) time in days and event,
-            NaN if missing. A patient without a label is not counted, and his prediction not read.
+            edge after 0; of competing risks (patients, causes x intervals) incidences.
+        labels: (patients,) class index, -1 if missing; or (patients, 2) time in days and event or
+            number of the cause, NaN if missing. A patient without a label is not counted, and his prediction not read.
 
     Returns:
         (table_size,) float64.
@@ -83,15 +94,15 @@ def tally(
     """
     if isinstance(task, ClassificationTask):
         return ClassificationTables.tally(task, evaluation, prediction, labels)
-    return SurvivalTables.tally(task, evaluation, prediction, labels)
+    kind = CompetingTables if task.causes else SurvivalTables
+    return kind.tally(task, evaluation, prediction, labels)
 
 
 def compute(task: ClassificationTask | SurvivalTask, evaluation: Evaluation, vector: Floats) -> dict[str, float | None]:
     """Turn a sum of tallies into metrics; None where a metric is not defined.
 
     Returns:
-        Classification: auc, accuracy, sensitivity, specificity, precision, f1, brier.
-        Survival: c_index, brier.
+        Those of `metric_names`.
 
     Raises:
         RemoteProtocolError: the vector cannot be a sum of tallies. So for all functions below.
@@ -129,7 +140,7 @@ def binning_error(task: ClassificationTask | SurvivalTask, evaluation: Evaluatio
       boundary, so who had the event by then is exact.
     - brier (classification): patients' scores are rounded to 2^-20.
 
-    Survival: against patients truncated at the last edge (`truncate`).
+    Survival: against patients truncated at the last edge (`truncate`). Of competing risks there is no bound.
     """
     return _parse(task, evaluation, vector).binning_error()
 
@@ -144,6 +155,8 @@ def figures(task: ClassificationTask | SurvivalTask, evaluation: Evaluation, vec
         Survival: `calibration` [[mean predicted risk, 1 - Kaplan-Meier at the horizon, patients],
         ..] and `km` {"low" | "middle" | "high": [[days, survival], ..]} by tertile of the
         predicted risk.
+        Competing risks: `calibration` against the Aalen-Johansen estimate and `incidence` in place of `km`, of the first
+        `cause`.
         Calibration has up to five groups of about equal size, each of `evaluation.minimum_shown`
         patients or more; a smaller tertile is left out.
     """
@@ -211,4 +224,6 @@ def _resample(cells: Cells, draws: int, rng: np.random.Generator) -> dict[str, F
 def _parse(task: ClassificationTask | SurvivalTask, evaluation: Evaluation, vector: Floats) -> Tables:
     if isinstance(task, ClassificationTask):
         return ClassificationTables.parse(task, evaluation, vector)
+    if task.causes:
+        return CompetingTables.parse(task, evaluation, vector)
     return SurvivalTables.parse(task, evaluation, vector)

@@ -12,24 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
+from oncofed_shared.heads import baseline_width, first_baseline, joined, outputs
 from oncofed_shared.messages import Columns
+from oncofed_shared.modality_dropout import ModalityDropout
 from oncofed_shared.network_attention import Crossing, Layer
 from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Shape, modality_vectors
 from oncofed_shared.network_tokens import Tokenisers
-from oncofed_shared.plan import Plan, SurvivalTask, Task, side_of
+from oncofed_shared.plan import Plan, side_of, voxels_of
 
-__all__ = ["FusionNetwork", "build", "outputs"]
-
-
-def outputs(task: Task, *, proportional: bool) -> int:
-    """Numbers that a head gives: one logit for two classes, one per class otherwise; one risk, or one per interval."""
-    if isinstance(task, SurvivalTask):
-        return 1 if proportional else task.intervals
-    return 1 if len(task.classes) == 2 else len(task.classes)
-
-
-FIRST_HAZARD = -2.0
-"""Logit of an interval's hazard before training, 12 %: nearer to what cohorts show than one half is."""
+__all__ = ["FusionNetwork", "build"]
 
 
 class FusionNetwork(nn.Module):
@@ -40,6 +31,7 @@ class FusionNetwork(nn.Module):
             modality's own. Where the fusion reads all columns at once, the first one does, with the shares that were observed.
         linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
             baseline for everybody.
+        reads: numbers that it reads of a patient: columns, and voxels behind them.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
         places: per modality that has any, the places of its columns.
         baselines: per task, by name, the bias of each output or interval.
@@ -51,6 +43,7 @@ class FusionNetwork(nn.Module):
         self.tasks = dict(sorted(plan.tasks.items()))
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
+        self.modality_dropout = ModalityDropout(training.modality_dropout, [len(c) for _, c in sorted(columns.items())])
         total = sum(len(c) for c in columns.values())
         owners = [m for m in sorted(columns) for _ in columns[m]]
         self.places = {m: [i for i, owner in enumerate(owners) if owner == m] for m in dict.fromkeys(owners)}
@@ -58,10 +51,8 @@ class FusionNetwork(nn.Module):
         blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
         self.block = torch.tensor(blocks) if model.block_scaling else None
         # A list, because a task may have any name, and a module's attributes may not.
-        self.baselines = nn.ModuleList(
-            nn.Linear(1, t.intervals if isinstance(t, SurvivalTask) else self.sizes[n], bias=False)
-            for n, t in self.tasks.items()
-        )
+        self.baselines = nn.ModuleList(nn.Linear(1, baseline_width(t), bias=False) for t in self.tasks.values())
+        self.reads = total + sum(voxels_of(plan.modalities[m]) * len(c) for m, c in columns.items())
         self.deep = model.layers > 0
         if self.deep:
             self.tokenisers = Tokenisers(plan, columns, whole=plan.model.fusion in READS_WHOLE)
@@ -101,8 +92,8 @@ class FusionNetwork(nn.Module):
         if self.deep and self.transformer:
             nn.init.zeros_(self.heads.weight)
         for task, baseline in zip(self.tasks.values(), self.baselines, strict=True):
-            first = FIRST_HAZARD if isinstance(task, SurvivalTask) else 0.0
-            nn.init.constant_(baseline.get_parameter("weight"), first)
+            with torch.no_grad():
+                baseline.get_parameter("weight").copy_(first_baseline(task))
 
     @property
     def vector(self) -> Tensor:
@@ -124,8 +115,9 @@ class FusionNetwork(nn.Module):
             seen: (n, columns), 1 where observed.
 
         Returns:
-            Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
+            Per task a head's logits, (n, `heads.baseline_width`).
         """
+        seen = self.modality_dropout(seen)
         values = self._table(values, seen)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
@@ -135,7 +127,8 @@ class FusionNetwork(nn.Module):
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
         return {
-            name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
+            name: joined(task, part, baseline(one))
+            for (name, task), part, baseline in zip(self.tasks.items(), split, self.baselines, strict=True)
         }
 
     def _table(self, values: Tensor, seen: Tensor) -> Tensor:

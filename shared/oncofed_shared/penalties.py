@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oncofed_shared.holders import constant_behind, sent_counts
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
@@ -44,6 +45,9 @@ def strengths(plan: Plan, network: FusionNetwork) -> tuple[Tensor, Tensor]:
         known = {id(p): (decay, l1) for p, decay, l1 in penalties(plan, network)}
         each = [known.get(id(p), (0.0, 0.0)) for p in network.named.values()]
         spread = np.repeat(np.array(each), [p.numel() for p in network.named.values()], axis=0)
+        if plan.strategy.average == "holders" and not sent_counts(plan):
+            # Sites without the modality add their penalty too, and the sum is divided by the holders' share: it cancels.
+            spread = spread * constant_behind(network, plan, patients=1.0)[:, None]
         decay, l1 = torch.from_numpy(spread.T.copy()).to(network.vector.dtype)
         kept = _STRENGTHS[network] = (plan.hash, decay, l1)
     return kept[1], kept[2]

@@ -157,6 +157,8 @@ class Plan(Frozen):
                 problems.append(f".class_weights.{name}: not a classification task")
             elif len(values) != len(task.classes):
                 problems.append(f".class_weights.{name}: {len(values)} weights for {len(task.classes)} classes")
+        if training.loss == "focal" and tasks and not any(isinstance(t, ClassificationTask) for t in tasks.values()):
+            problems.append(".loss: 'focal' is of classifications, and the study has none")
         if problems:
             raise ValueError("\n".join(problems))
         return training
@@ -172,6 +174,9 @@ class Plan(Frozen):
                 "the change that plain steps made"
             )
             raise ValueError(message)
+        unknown = set(strategy.holders or {}) - set(info.data.get("modalities") or strategy.holders or {})
+        if unknown:
+            raise ValueError("\n".join(f".holders.{name}: no modality has this name" for name in sorted(unknown)))
         return strategy
 
     @field_validator("privacy")
@@ -179,6 +184,8 @@ class Plan(Frozen):
     def _legal(cls, privacy: Privacy, info: ValidationInfo) -> Privacy:
         problems = privacy_mistakes(privacy, info.data)
         strategy = info.data.get("strategy")
+        if strategy is not None and privacy.noise == "none" and strategy.holders is not None:
+            problems.append("/strategy.holders: is for private plans; without privacy the sites say who has what")
         if strategy is not None and privacy.noise in MODES:
             found = verdict(strategy.name, privacy.noise, local=bool(strategy.local))
             if not found.legal:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-__all__ = ["Distinct", "Fraction", "Interval", "Key", "Name", "NonNegative", "Positive", "ascending", "distinct"]
+__all__ = [
+    "Distinct",
+    "Fraction",
+    "Interval",
+    "Key",
+    "Name",
+    "NonNegative",
+    "Positive",
+    "ascending",
+    "distinct",
+    "without_later",
+]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
 Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_+ -]{0,63}$")]
@@ -42,3 +54,12 @@ def distinct(values: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Distinct = Annotated[tuple[str, ...], AfterValidator(distinct)]
+
+
+def without_later(content: dict[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """The content without later keys that have their default: a study that was approved before they existed keeps its hash.
+
+    Args:
+        later: the later keys with their defaults, as they are written.
+    """
+    return {k: v for k, v in content.items() if k not in later or v != later[k]}

@@ -164,8 +164,8 @@ def _training(training: Training) -> Iterator[str]:
         yield "/training.batch: must be 'all' with privacy, because privacy.sampling_rate decides who enters a step"
     if training.class_weights == "balanced":
         yield "/training.class_weights: 'balanced' counts patients; with privacy give the weights, or 'none'"
-    for key, share in (("dropout", training.dropout), ("input_dropout", training.input_dropout)):
-        if share:
+    for key in ("dropout", "input_dropout", "modality_dropout"):
+        if getattr(training, key):
             yield (
                 f"/training.{key}: must be 0 with privacy: it is drawn for a batch, so a patient's gradient would depend on who "
                 "else is in it"
@@ -211,11 +211,21 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     found: list[str] = []
     for name, modality in (plan.get("modalities") or {}).items():
         found += _scaling(name, modality)
+    found += [
+        f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
+        for name, task in (plan.get("tasks") or {}).items()
+        if task.kind == "survival" and task.causes
+    ]
     if "training" in plan:
         found += _training(plan["training"])
     if privacy.noise == "consortium":
         found += _summed(plan["training"]) if "training" in plan else ()
         found += _asked(plan["strategy"]) if "strategy" in plan else ()
+    if "strategy" in plan and plan["strategy"].average == "holders" and plan["strategy"].holders is None:
+        found.append(
+            "/strategy.holders: is missing; with privacy nobody says who has what, and average = 'holders' needs the shares "
+            "as constants of the plan"
+        )
     if "evaluation" in plan:
         found += _evaluation(plan["evaluation"])
     return found

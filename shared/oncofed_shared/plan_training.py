@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
-from oncofed_shared.plan_fields import Distinct, Fraction, Key, NonNegative, Positive
+from oncofed_shared.plan_fields import Distinct, Fraction, Key, NonNegative, Positive, without_later
 from oncofed_shared.plan_modalities import compile_pattern
 from oncofed_shared.ring import RING_LIMIT
 from oncofed_shared.rules import RULES
 from oncofed_shared.strict import Frozen
 
 __all__ = ["Strategy", "Training"]
+
+
+GAMMA = 2.0
+"""Of the focal loss, where the plan does not say another: the authors' choice."""
 
 
 class Training(Frozen):
@@ -32,6 +36,9 @@ class Training(Frozen):
         validate_every: rounds between two points of the validation curve.
         deadline_minutes, attempts: how long the aggregator waits for a reply, and how often it asks, before it goes on
             without a site.
+        modality_dropout: chance that a step does not see a modality that a patient has; see `modality_dropout`.
+        loss: of classifications; `focal` weighs down the patients that are predicted well already (Lin et al. 2017).
+        gamma: of `focal`, how much.
     """
 
     rounds: Annotated[int, Field(ge=1, le=100_000)]
@@ -52,6 +59,22 @@ class Training(Frozen):
     validate_every: Annotated[int, Field(ge=1)] = 10
     deadline_minutes: Positive = 60.0
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    modality_dropout: Fraction = 0.0
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    gamma: Annotated[float, Field(ge=0, le=10)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), {"modality_dropout": 0.0, "loss": "cross_entropy", "gamma": None})
+
+    @field_validator("gamma")
+    @classmethod
+    def _of_the_loss(cls, gamma: float | None, info: ValidationInfo) -> float | None:
+        focal = info.data.get("loss") == "focal"
+        if gamma is not None and not focal:
+            message = "is of loss = 'focal'; remove it, or ask for that loss"
+            raise ValueError(message)
+        return GAMMA if gamma is None and focal else gamma
 
     @field_validator("max_sites")
     @classmethod
@@ -81,6 +104,10 @@ class Strategy(Frozen):
             Flower 1.41 does it.
         mu: strength of FedProx's pull towards the global model.
         q: how much q-FedAvg favours sites with a high loss; 0 is FedAvg.
+        average: `holders` takes the mean of a modality's own parameters over the patients of those sites that have it; see
+            `holders`.
+        holders: under privacy, per modality the share of the training patients whose site has it, a public constant; 1 where it
+            is not given.
     """
 
     name: Literal["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "scaffold", "qfedavg"] = "fedavg"
@@ -95,6 +122,29 @@ class Strategy(Frozen):
     bias_correction: Literal["adam", "none", "flower"] | None = None
     mu: NonNegative | None = None
     q: NonNegative | None = None
+    average: Literal["patients", "holders"] = "patients"
+    holders: dict[Key, Annotated[float, Field(gt=0, le=1)]] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), {"average": "patients", "holders": None})
+
+    @field_validator("average")
+    @classmethod
+    def _averages(cls, average: str, info: ValidationInfo) -> str:
+        name = info.data.get("name")
+        if average == "holders" and name in {"scaffold", "qfedavg"}:
+            message = f"'holders' goes with rules that step along a mean over patients, and {name} does not"
+            raise ValueError(message)
+        return average
+
+    @field_validator("holders")
+    @classmethod
+    def _shares(cls, holders: dict[str, float] | None, info: ValidationInfo) -> dict[str, float] | None:
+        if holders is not None and info.data.get("average") != "holders":
+            message = "is of average = 'holders'; remove it, or ask for that average"
+            raise ValueError(message)
+        return holders
 
     @field_validator("local")
     @classmethod

@@ -49,20 +49,21 @@ def encode(values: NDArray[np.float64], bound: float | NDArray[np.float64]) -> N
     return scaled.astype(np.int64).view(np.uint64)
 
 
-def encode_update(total: NDArray[np.float64], *, bound: float, max_sites: int) -> NDArray[np.uint64]:
+def encode_update(total: NDArray[np.float64], *, bound: float, max_sites: int, counts: int = 0) -> NDArray[np.uint64]:
     """A round's total as ring elements.
 
     Args:
         total: (parameters + 2,): patients x change of every parameter, then patients and the sum of their losses, which get the
             whole ring and COUNT_SCALE.
         bound: largest magnitude of a change.
+        counts: how many further numbers of patients stand before these two, with the same room.
 
     Raises:
         DataError: a value is out of range. The message does not contain it.
     """
     vector, bounds = total.copy(), np.full(len(total), bound)
-    vector[-2:] *= COUNT_SCALE
-    bounds[-2:] = RING_LIMIT / max_sites
+    vector[-2 - counts :] *= COUNT_SCALE
+    bounds[-2 - counts :] = RING_LIMIT / max_sites
     return encode(vector, bounds)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import signal
 import sys
@@ -14,14 +16,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from oncofed_client.predicting import mc_passes, predicted, read_model, readable_patients
+from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.report import Report
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
+from oncofed_shared.storage import write_whole
 from oncofed_simulations.allocator import return_large_arrays
 from oncofed_simulations.compare import CompareOptions, compare, summary_lines
+from oncofed_simulations.consortium import folder_settings
 from oncofed_simulations.curve import CurveOptions, privacy_curve
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
@@ -260,6 +266,32 @@ def comparison(
     for line in summary_lines(result):
         print(line)
     print(f"comparison: {out / 'compare.html'}")
+
+
+@app.command("predict")
+def prediction(
+    models: Annotated[list[Path], typer.Argument(help="One model.safetensors, or several.", readable=False)],
+    site: Annotated[Path, typer.Option(help="A hospital's folder.", readable=False)],
+    out: Annotated[Path, typer.Option(help="The table to write, a CSV file.", readable=False)],
+    study: Annotated[
+        Path | None, typer.Option(help="The study, for a folder without site.toml.", readable=False)
+    ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="What was prepared of the hospital's raw files: OUT/sites/NAME of a run.", readable=False),
+    ] = None,
+    uncertainty: Annotated[str, typer.Option(help="mc:N: mean and spread of N passes with dropout.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the dropout.")] = 0,
+) -> None:
+    """Predict a hospital's patients with released models; the table is as confidential as its patients."""
+    passes, read = mc_passes(uncertainty), [read_model(m) for m in models]
+    plan = read[0].plan
+    settings = folder_settings(site, plan if study is None else load(study))
+    made = predicted(read, readable_patients(site, settings, plan, existing_cache(state)), passes=passes, seed=seed)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([["patient_id", *made.columns], *made.rows()])
+    write_whole(out, text.getvalue().encode(), private=True)
+    print(f"{len(made.patients)} patients: {out}")
 
 
 @import_app.command()

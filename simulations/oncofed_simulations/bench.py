@@ -26,6 +26,7 @@ from oncofed_simulations.bench_noise import sampler
 from oncofed_simulations.bench_prepare import preprocessing
 from oncofed_simulations.bench_private import private_step
 from oncofed_simulations.bench_secagg import secure_sums
+from oncofed_simulations.bench_sizes import preset_steps
 
 __all__ = ["BENCHMARKS", "Measure", "Timed", "demo", "loopback_overhead", "main"]
 
@@ -105,6 +106,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "preprocessing": preprocessing,
     "noise": sampler,
     "secagg": secure_sums,
+    "sizes": preset_steps,
 }
 
 

@@ -22,7 +22,7 @@ from oncofed_simulations.bench_measure import Measure
 from oncofed_simulations.consortium import open_site
 from oncofed_simulations.synthetic import write_cohort
 
-__all__ = ["private_step"]
+__all__ = ["patients_of", "private_step"]
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 BATCH, PATIENTS = 64, 90
@@ -44,7 +44,8 @@ def _plans(*, deep: bool) -> tuple[Plan, Plan]:
     return parse({**content, "privacy": noisy}), parse({**content, "privacy": {"noise": "none"}})
 
 
-def _patients(plan: Plan, folder: Path) -> tuple[TrainingSet, dict[str, tuple[str, ...]]]:
+def patients_of(plan: Plan, folder: Path) -> tuple[TrainingSet, dict[str, tuple[str, ...]]]:
+    """A batch of synthetic patients as a plan reads them, and its columns; the files go below `folder`."""
     write_cohort(folder / "cohort", sites=1, patients=PATIENTS, seed=1)
     (place,) = sorted((folder / "cohort").iterdir())
     cohort = open_site(place, plan, state=None, minimum=None).source.cohort(plan)
@@ -72,7 +73,7 @@ def private_step(folder: Path) -> list[Measure]:
 def _step(folder: Path, *, deep: bool) -> list[Measure]:
     """Rounds of ten steps; hooks are put on once a round."""
     private, plain = _plans(deep=deep)
-    data, columns = _patients(private, folder)
+    data, columns = patients_of(private, folder)
     network = build(private, columns, seed=0)
     layout, mechanism = Layout.of(network), Mechanism.for_plan(private, SITE)
     start = {n: p.detach().numpy().copy() for n, p in network.named.items()}

@@ -24,7 +24,7 @@ FUSIONS = ("early", "concat", "weighted_sum", "late", "hybrid", "kronecker", "tr
 LINEAR, GENOMICS = "linear", "genomics"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
-RATE, BATCH = 0.1, 16
+RATE, BATCH, SMALL = 0.1, 16, 32
 ADAPTIVE = {"fedadam", "fedyogi", "fedadagrad"}
 
 
@@ -144,8 +144,10 @@ def sanity_variants(plan: Plan, hospitals: Sequence[str]) -> list[Variant]:
 
 
 def sensitivity_variants(plan: Plan) -> list[Variant]:
-    """The rate 10 % lower and higher, and the batch 16 smaller and larger where there is one (D-13).
+    """The rate 10 % lower and higher, and the batch 16 smaller and larger (D-13).
 
+    A plan whose sites take everybody into a step has no batch to change: it is compared with batches of 32, and of 16 fewer and
+    more.
     The rate is the aggregator's under an adaptive rule, which takes the size of a site's step away, and the site's otherwise.
     """
     part = "strategy" if plan.strategy.name in ADAPTIVE else "training"
@@ -155,7 +157,10 @@ def sensitivity_variants(plan: Plan) -> list[Variant]:
         for sign in (-1, 1)
     }
     training, batch = plan.training.model_dump(mode="json"), plan.training.batch
-    if batch != "all":
+    if batch == "all":
+        sizes = (SMALL - BATCH, SMALL, SMALL + BATCH)
+        made |= {f"batch{size}": {"training": training | {"batch": size}} for size in sizes}
+    else:
         made |= {
             f"batch{sign * BATCH:+d}": {"training": training | {"batch": batch + sign * BATCH}}
             for sign in (-1, 1)

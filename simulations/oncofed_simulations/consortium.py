@@ -148,7 +148,7 @@ def could_train(plan: Plan, site: Site, trial: Trial) -> bool:
     cohort = site.source.cohort(plan)
     labels = cohort.labels[plan.main_task][site.source.split(plan, cohort, trial) == 0]
     if isinstance(plan.tasks[plan.main_task], SurvivalTask):
-        return bool(np.any(labels[:, 1] == 1))
+        return bool(np.any(labels[:, 1] > 0))
     return len(np.unique(labels[labels >= 0])) > 1
 
 

@@ -55,6 +55,9 @@ def numbers_of(plan: Plan, task_name: str, predictions: Values, labels: Values) 
     """Exact metrics of a task from (n, ...) predictions and labels; empty where there is one class or no event."""
     task = plan.tasks[task_name]
     if isinstance(task, SurvivalTask):
+        if task.causes:
+            # scikit-survival has no concordance of competing risks.
+            return {}
         known = ~np.isnan(labels[:, 0])
         risk = 1 - predictions[known, task.edges.index(task.horizon) - 1]
         # Follow-up beyond the last edge is not modelled, in the tables neither.

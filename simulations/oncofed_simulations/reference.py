@@ -49,6 +49,7 @@ def _scaled(table: Values, train: Rows) -> Values:
 
 
 def _cox(task: SurvivalTask, table: Values, labels: Values, train: Rows, alpha: float) -> Values:
+    """Survival at the end of each interval, (n, intervals)."""
     known = train & ~np.isnan(labels[:, 0])
     # sksurv wants no tie at day 0 with nobody before; half a day keeps the order and the day.
     y = Surv.from_arrays(labels[known, 1] == 1, np.maximum(labels[known, 0], 0.5))
@@ -58,6 +59,24 @@ def _cox(task: SurvivalTask, table: Values, labels: Values, train: Rows, alpha: 
     low, high = curves[0].domain
     # Before the first time that anybody was followed, sksurv's function has the value after it; nobody had died.
     return np.stack([np.where(edges < c.x[0], 1.0, c(np.clip(edges, low, high))) for c in curves])
+
+
+def _causes(task: SurvivalTask, table: Values, labels: Values, train: Rows, alpha: float) -> Values:
+    """Incidences, (n, causes x intervals), from a Cox regression for each cause in which the others are censorings.
+
+    In an interval the causes share what is lost in proportion to their hazards.
+    """
+    hazards = np.zeros((task.number, len(table), task.intervals))
+    for index in range(task.number):
+        own = np.where(np.isnan(labels), np.nan, np.column_stack([labels[:, 0], labels[:, 1] == index + 1]))
+        if np.any(own[train, 1] == 1):
+            survival = np.clip(_cox(task, table, own, train, alpha), 1e-12, 1.0)
+            hazards[index] = np.maximum(np.diff(-np.log(survival), axis=1, prepend=0.0), 0.0)
+    total = hazards.sum(axis=0)
+    before = np.exp(-(np.cumsum(total, axis=1) - total))
+    share = np.divide(hazards, total, out=np.zeros_like(hazards), where=total > 0)
+    incidences = np.cumsum(share * before * -np.expm1(-total), axis=2)
+    return np.asarray(incidences.transpose(1, 0, 2).reshape(len(table), -1))
 
 
 def reference_predictions(plan: Plan, cohort: Cohort, train: Rows, name: str) -> dict[str, Values]:
@@ -75,8 +94,9 @@ def reference_predictions(plan: Plan, cohort: Cohort, train: Rows, name: str) ->
     for task_name, task in plan.tasks.items() if table.shape[1] else ():
         labels = cohort.labels[task_name]
         if isinstance(task, SurvivalTask):
-            if np.any(labels[train, 1] == 1):
-                made[task_name] = _cox(task, table, labels, train, reference.penalty)
+            if np.any(labels[train, 1] > 0):
+                fitted = _causes if task.causes else _cox
+                made[task_name] = fitted(task, table, labels, train, reference.penalty)
             continue
         known = train & (labels >= 0)
         classes = np.unique(labels[known])
@@ -103,7 +123,7 @@ def reference_tables(
     for task_name, task in plan.tasks.items():
         if task_name not in predictions:
             # Nothing could be fitted: a table without patients says so.
-            width = task.intervals if isinstance(task, SurvivalTask) else len(task.classes)
+            width = task.number * task.intervals if isinstance(task, SurvivalTask) else len(task.classes)
             predictions[task_name] = np.full((len(owner), width), 1 / width)
             missing = np.nan if isinstance(task, SurvivalTask) else -1
             labels[task_name] = np.full_like(labels[task_name], missing)

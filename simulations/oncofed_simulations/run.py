@@ -280,6 +280,7 @@ def _write(plan: Plan, options: Options, released: Run, result: dict[str, Any]) 
         "plan": plan.canonical.decode(),
         "columns": {m: list(c) for m, c in state.preparation.columns.items()},
         "seed": released.trial.seed,
+        "certainty": result["certainty"],
     }
     write_arrays(out / "model.safetensors", arrays, facts)
     write_whole(out / "result.json", dump_json(result))

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from oncofed_server.certainty import certainty
 from oncofed_server.released import released_scores
 from oncofed_server.results import (
     Numbers,
@@ -154,7 +155,7 @@ class Study:
             if self._shared_noise:
                 noisy = partial(with_site_noise(consortium).federated, arm="site_noise")
                 runs["site_noise"] = _each(noisy, self._trials())
-        return released, self._result(runs, arms, references)
+        return released, self._result(runs, arms, references, released)
 
     def _alone(self) -> Numbers:
         """Each site's own model. A site whose own training fails, for it diverges or drops out, has none; the study goes on."""
@@ -166,7 +167,11 @@ class Study:
         return alone_numbers(self.plan, tables, self.sites)
 
     def _result(
-        self, runs: Mapping[str, list[list[Run]]], arms: dict[str, Numbers], references: Mapping[str, Replicates]
+        self,
+        runs: Mapping[str, list[list[Run]]],
+        arms: dict[str, Numbers],
+        references: Mapping[str, Replicates],
+        released: Run,
     ) -> dict[str, Any]:
         plan = self.plan
         replicates: dict[str, Replicates] = {a: _replicates(r) for a, r in runs.items()}
@@ -202,6 +207,7 @@ class Study:
             "references": numbers,
             "binning_error": binning_errors(plan, replicates["federated"][0], self.sites),
             "figures": {t: {a: f[t] for a, f in figures.items() if t in f} for t in plan.task_names},
+            "certainty": self._certainty(released),
             "resplits": self._resplits(),
             "folds": self._fold_spread(runs),
         }
@@ -269,6 +275,11 @@ class Study:
         grid = placed_grid(self.plan, run.state.histogram)
         mechanism = TablesMechanism.for_plan(self.plan, cells=len(counts), entries=coarse_entries(self.plan))
         return released_scores(self.plan, counts, mechanism, run.state.present, grid)
+
+    def _certainty(self, run: Run) -> dict[str, Any]:
+        """What the released model's predictions have meant for validation patients, from whom it has not learned."""
+        last = run.state.validation.get(self.plan.training.rounds)
+        return certainty(self.plan, last, {s: run.tables[s] for s in self.sites if s in run.tables})
 
     def _site_rows(self, run: Run) -> list[dict[str, Any]]:
         rows = []

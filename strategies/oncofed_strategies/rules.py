@@ -28,12 +28,19 @@ class Sums:
         extra: (k,) sums of what the rule appends.
         patients: training patients behind these sums.
         population: training patients of all sites of the run, asked in this round or not.
+        behind: (d,) patients behind each coordinate, under `average = "holders"`; None: all of them behind every one.
     """
 
     change: Flat
     extra: Flat
     patients: float
     population: float
+    behind: Flat | None = None
+
+    @property
+    def mean(self) -> Flat:
+        """The change, (d,), over the patients behind it."""
+        return self.change / (self.patients if self.behind is None else self.behind)
 
 
 Step = Callable[[Plan, ServerState, Sums, float], ServerState]
@@ -41,7 +48,7 @@ Step = Callable[[Plan, ServerState, Sums, float], ServerState]
 
 def _mean(plan: Plan, state: ServerState, sums: Sums, progress: float) -> ServerState:
     """One step of the server's optimiser along the mean over patients."""
-    return apply(plan.strategy, state, sums.change / sums.patients, progress=progress)
+    return apply(plan.strategy, state, sums.mean, progress=progress)
 
 
 def control(plan: Plan, state: ServerState) -> Flat:

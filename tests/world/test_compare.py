@@ -40,7 +40,7 @@ def test_a_comparison_has_its_keys_and_repeats_nothing(small, simulate):
     assert entry["p_corrected"] is not None
     assert result["variants"]["clinical"]["response"]["p_corrected"] is None
     assert set(result["sanity"]) == {"label-shuffle", "predict-hospital"}
-    assert set(result["sensitivity"]) == {"rate-10", "rate+10"}
+    assert set(result["sensitivity"]) == {"rate-10", "rate+10", "batch16", "batch32", "batch48"}
     html = (small.out / "compare.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "http://" not in html

@@ -69,6 +69,30 @@ class Spread(Part):
     per_fold: list[Number | None] | None = None
 
 
+class Band(Part):
+    low: Number
+    high: Number
+    predicted: Number
+    observed: Number
+    interval: Bounds
+    patients: Count
+
+
+class PredictionSets(Part):
+    level: Number
+    threshold: Number
+    covered: Number | None
+    size: Number | None
+    test_patients: Count | None
+
+
+class Certainty(Part):
+    patients: Count
+    band_level: Number
+    bands: list[Band]
+    sets: PredictionSets | None
+
+
 class Divergence(Part):
     mean: Annotated[float, Field(ge=0, le=1 + 1e-9)]
     max: Annotated[float, Field(ge=1 - 1e-9)]
@@ -153,6 +177,7 @@ class Result(Part):
     references: dict[str, dict[str, dict[str, Score]]]
     binning_error: dict[str, dict[str, Number]]
     figures: dict[str, dict[str, dict[str, Any]]]
+    certainty: dict[str, Certainty]
     released: list[Released] | None = None
     resplits: dict[str, dict[str, dict[str, Spread]]]
     folds: dict[str, dict[str, dict[str, Spread]]]

@@ -11,9 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, roc_auc_score
 
-from oncofed_server.results import METRICS, alone_numbers, arm_numbers, binning_errors, drawn, shown, spread
+from oncofed_server.results import alone_numbers, arm_numbers, binning_errors, drawn, shown, spread
 from oncofed_shared.count_tables import score_grid
-from oncofed_shared.metrics import compute, counts, interval
+from oncofed_shared.metrics import compute, counts, interval, metric_names
 from oncofed_shared.plan import Plan, parse
 from oncofed_shared.scoring import WHOLE, split_vector, tabulate
 from oncofed_shared.storage import dump_json
@@ -70,7 +70,7 @@ def own(vector: NDArray[np.float64], task: str, block: tuple[str, str] = WHOLE) 
 
 
 def each_metric() -> list[tuple[str, str]]:
-    return [(t, m) for t in PLAN.task_names for m in METRICS[PLAN.tasks[t].kind]]
+    return [(t, m) for t in PLAN.task_names for m in metric_names(PLAN.tasks[t])]
 
 
 # -- one arm ----------------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def test_shown_is_compute_or_nothing() -> None:
         part = split_vector(PLAN, enough, subgroups=True)[WHOLE][task]
         assert shown(PLAN, task, part) == compute(PLAN.tasks[task], PLAN.evaluation, part)
         hidden = shown(PLAN, task, split_vector(PLAN, few, subgroups=True)[WHOLE][task])
-        assert hidden == dict.fromkeys(METRICS[PLAN.tasks[task].kind])
+        assert hidden == dict.fromkeys(metric_names(PLAN.tasks[task]))
 
 
 # -- sites alone ------------------------------------------------------------------------------------------------------------

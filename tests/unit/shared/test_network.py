@@ -15,9 +15,10 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from oncofed_shared.errors import ConfigError
+from oncofed_shared.heads import FIRST_HAZARD, outputs
 from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Columns
-from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, build, outputs
+from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.network_attention import Attention, Crossing
 from oncofed_shared.network_fusion import JOINS
 from oncofed_shared.network_tokens import token_columns
