@@ -4,6 +4,7 @@
     mc:N                 N passes with dropout as in training (Gal & Ghahramani 2016): their mean and standard deviation
     several models       the same over the models (Lakshminarayanan et al. 2017), with mc:N over all passes of all models
 
+Beside them stands how much each modality counted for each patient (`network_weights`), the mean over models, without dropout.
 Sets and bands were calibrated for the predictions of one model without dropout, and stand beside those alone.
 """
 
@@ -26,6 +27,7 @@ from torch import nn
 from oncofed_client.cohort import Cohort, nobody_consented
 from oncofed_client.columns import read_modality, reserved_columns
 from oncofed_client.consent import allowed_patients
+from oncofed_client.images import patch_block, read_patches
 from oncofed_client.prepare.cache import Cache
 from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.session import training_set
@@ -39,6 +41,7 @@ from oncofed_shared.layers import load_parameters
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict
 from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.network_weights import modality_weights
 from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask, parse
 from oncofed_shared.storage import read_arrays, write_whole
 
@@ -167,7 +170,10 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: C
         folder: with the patients' files.
         settings: of the folder.
         plan: the model's.
-        cache: what was prepared of raw files.
+        cache: what was prepared of the folder's raw files; without it they are not used.
+
+    Args:
+        cache: what was prepared of the folder's raw files; without it they are not used.
 
     Raises:
         DataError: files are malformed, or nobody is left.
@@ -181,7 +187,13 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: C
         raise nobody_consented(folder)
     tables |= prepared_tables(settings, plan, cache, allowed)
     order, reserved = tuple(sorted(allowed)), reserved_columns(plan, settings)
-    blocks = {name: read_modality(tables, m, order, reserved, problems) for name, m in plan.modalities.items()}
+    patches = read_patches(settings, plan, cache, allowed) or {}
+    blocks, images = {}, {}
+    for name, modality in plan.modalities.items():
+        if modality.encoder == "cnn":
+            blocks[name], images[name] = patch_block(modality, order, patches.get(name, {}))
+        else:
+            blocks[name] = read_modality(tables, modality, order, reserved, problems)
     problems.raise_if_any()
     usable = np.logical_or.reduce([block.present for block in blocks.values()])
     for name, modality in plan.modalities.items():
@@ -202,6 +214,7 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: C
         labels={name: _unknown(task, n) for name, task in plan.tasks.items()},
         subgroups={},
         split_labels=None,
+        images={m: v[usable] for m, v in images.items()},
     )
 
 
@@ -266,6 +279,16 @@ def _calibrated(
     return made
 
 
+def _weights(models: Sequence[Model], cohort: Cohort) -> dict[str, list[float]]:
+    """How much each modality counted for each patient: the mean over models; a modality that a model never saw has 0 there."""
+    total = {modality: np.zeros(len(cohort.patients)) for modality in sorted(models[0].plan.modalities)}
+    for model in models:
+        data = training_set(model.plan, model.preparation, cohort, slice(None))
+        for modality, weights in modality_weights(model.network, data.values, data.seen).items():
+            total[modality] += weights.numpy().astype(np.float64) / len(models)
+    return {f"weight.{modality}": weights.tolist() for modality, weights in total.items()}
+
+
 def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed: int = 0) -> Predicted:
     """Predictions of one or several models of one study.
 
@@ -275,9 +298,9 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
         seed: of the dropout; the same seed gives the same table.
 
     Returns:
-        Columns `task.class`, `task.risk` or `task.cause`; with one model `weight.modality`, where the fusion has weights; and
-        `missing`. With several members their mean, and `.sd` behind each. With one, `task.set` and `task.observed.low`, `.high`
-        where the model has been calibrated.
+        Columns `task.class`, `task.risk` or `task.cause`; with several members their mean, and `.sd` behind each. With one,
+        `task.set` and `task.observed.low`, `.high` where the model has been calibrated. Then `weight.MODALITY`, from 0 to 1, and
+        `missing`.
 
     Raises:
         ConfigError: the models answer different questions, or have no dropout for passes.
@@ -290,8 +313,11 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
             "--uncertainty mc: a model was trained without dropout, so that all passes are alike; train with "
             "training.dropout or training.input_dropout, or give several models"
         )
+    if any(set(m.plan.modalities) != set(first.modalities) for m in models):
+        raise ConfigError("the models read different modalities: their plans' [modalities] do not have the same names")
     with one_thread():
         members = [p for m in models for p in _members(m, cohort, passes, seed)]
+        weights = _weights(models, cohort)
     columns: dict[str, Sequence[float | str]] = {}
     for name in first.task_names:
         each = [_shown(first.tasks[name], p[name]) for p in members]
@@ -305,20 +331,9 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
             columns |= {
                 f"{name}.{k}": list(v) for k, v in _calibrated(first.tasks[name], members[0][name], known).items()
             }
-    if len(models) == 1:
-        columns |= _weights(models[0], cohort)
+    columns |= weights
     columns["missing"] = _missing(cohort)
     return Predicted(patients=cohort.patients, columns=columns)
-
-
-def _weights(model: Model, cohort: Cohort) -> dict[str, Sequence[float | str]]:
-    """How much each modality counts for each patient; nothing where the plan's fusion weighs none."""
-    data = training_set(model.plan, model.preparation, cohort, slice(None))
-    try:
-        weights = model.network.modality_weights(data.seen)
-    except ConfigError:
-        return {}
-    return {f"weight.{m}": w.to(torch.float64).tolist() for m, w in weights.items()}
 
 
 def _missing(cohort: Cohort) -> list[str]:

@@ -31,7 +31,7 @@ from oncofed_simulations.exact import Scored, score_patients
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
-__all__ = ["Gain", "Hidden", "HiddenSource", "Pairs", "experiment", "gain", "pairs_of", "settings", "table"]
+__all__ = ["Gain", "Hidden", "HiddenSource", "Pairs", "experiment", "gain", "main", "pairs_of", "settings", "table"]
 
 Values = NDArray[np.float64]
 Hidden = Mapping[str, frozenset[str]]

@@ -24,6 +24,7 @@ COLUMNS = {"clinical": ("age", "sex"), "genes": ("A", "B", "C"), "texture": ("t"
 SIDES = {"genes": {"side": "genes"}, "texture": {"side": "imaging"}}
 ALL, GENES = 100.0, 30.0
 FUSIONS = Fusion.__args__
+SIDES = {"genes": {"side": "genes"}, "texture": {"side": "imaging"}}
 
 
 def plan_of(fusion: str = "transformer", privacy: Any = None, **strategy: Any) -> Plan:
