@@ -4,6 +4,7 @@
     mc:N                 N passes with dropout as in training (Gal & Ghahramani 2016): their mean and standard deviation
     several models       the same over the models (Lakshminarayanan et al. 2017), with mc:N over all passes of all models
 
+Beside them stands how much each modality counted for each patient (`network_weights`), the mean over models, without dropout.
 Sets and bands were calibrated for the predictions of one model without dropout, and stand beside those alone.
 """
 
@@ -23,6 +24,9 @@ from torch import nn
 
 from oncofed_client.cohort import Cohort, assemble, nobody_consented
 from oncofed_client.consent import allowed_patients
+from oncofed_client.images import read_patches
+from oncofed_client.prepare.cache import Cache
+from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.session import training_set
 from oncofed_client.settings import SiteSettings
 from oncofed_client.tables import Problems, load_tables
@@ -33,6 +37,7 @@ from oncofed_shared.features import Preparation
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.losses import predict
 from oncofed_shared.network import FusionNetwork, build
+from oncofed_shared.network_weights import modality_weights
 from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask, parse
 from oncofed_shared.storage import read_arrays
 
@@ -110,8 +115,11 @@ def read_model(path: Path) -> Model:
     return Model(plan=plan, preparation=preparation, network=network, certainty=facts.get("certainty") or {})
 
 
-def readable_patients(folder: Path, settings: SiteSettings, plan: Plan) -> Cohort:
+def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: Cache | None = None) -> Cohort:
     """The patients of a folder who consented and have what the plan requires, with a label or without.
+
+    Args:
+        cache: what was prepared of the folder's raw files; without it they are not used.
 
     Raises:
         DataError: files are malformed, or nobody is left.
@@ -123,7 +131,9 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan) -> Cohor
     allowed = allowed_patients(tables, settings)
     if not allowed:
         raise nobody_consented(folder)
-    assembly = assemble(tables, settings, plan, allowed, problems)
+    tables |= prepared_tables(settings, plan, cache, allowed)
+    patches = read_patches(settings, plan, cache, allowed)
+    assembly = assemble(tables, settings, plan, allowed, problems, patches=patches)
     problems.raise_if_any()
     usable = np.logical_or.reduce([block.present for block in assembly.blocks.values()])
     for name, modality in plan.modalities.items():
@@ -187,6 +197,16 @@ def _calibrated(
     return made
 
 
+def _weights(models: Sequence[Model], cohort: Cohort) -> dict[str, list[float]]:
+    """How much each modality counted for each patient: the mean over models; a modality that a model never saw has 0 there."""
+    total = {modality: np.zeros(len(cohort.patients)) for modality in sorted(models[0].plan.modalities)}
+    for model in models:
+        data = training_set(model.plan, model.preparation, cohort, slice(None))
+        for modality, weights in modality_weights(model.network, data.values, data.seen).items():
+            total[modality] += weights.numpy().astype(np.float64) / len(models)
+    return {f"weight.{modality}": weights.tolist() for modality, weights in total.items()}
+
+
 def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed: int = 0) -> Predicted:
     """Predictions of one or several models of one study.
 
@@ -197,7 +217,7 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
 
     Returns:
         Columns `task.class`, `task.risk` or `task.cause`; with several members their mean, and `.sd` behind each. With one,
-        `task.set` and `task.observed.low`, `.high` where the model has been calibrated.
+        `task.set` and `task.observed.low`, `.high` where the model has been calibrated. Last `weight.MODALITY`, from 0 to 1.
 
     Raises:
         ConfigError: the models answer different questions, or have no dropout for passes.
@@ -210,8 +230,11 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
             "--uncertainty mc: a model was trained without dropout, so that all passes are alike; train with "
             "training.dropout or training.input_dropout, or give several models"
         )
+    if any(set(m.plan.modalities) != set(first.modalities) for m in models):
+        raise ConfigError("the models read different modalities: their plans' [modalities] do not have the same names")
     with one_thread():
         members = [p for m in models for p in _members(m, cohort, passes, seed)]
+        weights = _weights(models, cohort)
     columns: dict[str, Sequence[float | str]] = {}
     for name in first.task_names:
         each = [_shown(first.tasks[name], p[name]) for p in members]
@@ -225,4 +248,4 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
             columns |= {
                 f"{name}.{k}": list(v) for k, v in _calibrated(first.tasks[name], members[0][name], known).items()
             }
-    return Predicted(patients=cohort.patients, columns=columns)
+    return Predicted(patients=cohort.patients, columns=columns | weights)

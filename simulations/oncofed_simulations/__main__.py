@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from oncofed_client.predicting import mc_passes, predicted, read_model, readable_patients
+from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.report import Report
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
@@ -275,6 +276,10 @@ def prediction(
     study: Annotated[
         Path | None, typer.Option(help="The study, for a folder without site.toml.", readable=False)
     ] = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(help="What was prepared of the hospital's raw files: OUT/sites/NAME of a run.", readable=False),
+    ] = None,
     uncertainty: Annotated[str, typer.Option(help="mc:N: mean and spread of N passes with dropout.")] = "",
     seed: Annotated[int, typer.Option(min=0, help="Of the dropout.")] = 0,
 ) -> None:
@@ -282,7 +287,7 @@ def prediction(
     passes, read = mc_passes(uncertainty), [read_model(m) for m in models]
     plan = read[0].plan
     settings = folder_settings(site, plan if study is None else load(study))
-    made = predicted(read, readable_patients(site, settings, plan), passes=passes, seed=seed)
+    made = predicted(read, readable_patients(site, settings, plan, existing_cache(state)), passes=passes, seed=seed)
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["patient_id", *made.columns], *made.rows()])
     write_whole(out, text.getvalue().encode(), private=True)

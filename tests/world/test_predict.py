@@ -77,6 +77,10 @@ def test_one_model_gives_its_predictions_and_what_they_have_meant(models: Any, t
         ends = np.array([b["interval"] for b in certainty[task]["bands"]])
         shown = np.array([made[f"{task}.observed.low"], made[f"{task}.observed.high"]], dtype=float).T
         assert np.abs(shown[:, None] - ends[None]).max(axis=2).min(axis=1).max() < 1e-5
+    weights = np.array([made[c] for c in made if c.startswith("weight.")], dtype=float)
+    assert len(weights) > 1
+    assert np.allclose(weights.sum(axis=0), 1, atol=1e-5), "everybody has something"
+    assert ((weights >= 0) & (weights <= 1)).all()
     assert "survival.risk.sd" not in made
     report = (models[0].parent / "report.html").read_text(encoding="utf-8")
     assert "How sure a prediction is" in report
