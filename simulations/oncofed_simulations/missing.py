@@ -24,7 +24,7 @@ from oncofed_shared.commands import run_app
 from oncofed_shared.count_tables import ratio
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask, load, parse
+from oncofed_shared.plan import ClassificationTask, Plan, SurvivalTask, load, parse, side_of
 from oncofed_shared.storage import dump_json, write_whole
 from oncofed_simulations.consortium import Consortium, open_site
 from oncofed_simulations.exact import Scored, score_patients
@@ -37,8 +37,6 @@ Values = NDArray[np.float64]
 Hidden = Mapping[str, frozenset[str]]
 """Which modalities each hospital lacks."""
 DRAWS, LEVEL = 1000, 0.95
-IMAGES = frozenset({"radiomics", "imaging"})
-KEPT = "clinical"
 WITHOUT = ("without genomics", "without images")
 OTHERS = "the others, one modality taken from one hospital"
 
@@ -208,8 +206,8 @@ class _Hospitals:
 
 def settings(plan: Plan, names: Sequence[str]) -> Iterator[tuple[str, Hidden, Mapping[str, str]]]:
     """What is taken from whom: a name, who lacks what, and whose gain is asked for under which heading."""
-    images = frozenset(plan.modalities) & IMAGES
-    genes = frozenset(plan.modalities) - images - {KEPT}
+    sides = {name: side_of(modality) for name, modality in plan.modalities.items()}
+    images, genes = (frozenset(n for n, s in sides.items() if s == side) for side in ("imaging", "genes"))
     for here, there in zip(names, (*names[1:], names[0]), strict=True):
         asked = {here: WITHOUT[0], there: WITHOUT[1]}
         yield f"{here} without genomics, {there} without images", {here: genes, there: images}, asked
