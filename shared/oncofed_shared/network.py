@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
-from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Columns
 from oncofed_shared.network_attention import Crossing, Layer
-from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
+from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Shape, modality_vectors
 from oncofed_shared.network_tokens import Tokenisers
 from oncofed_shared.plan import Plan, SurvivalTask, Task, side_of
 
@@ -42,6 +41,7 @@ class FusionNetwork(nn.Module):
         linear: from all columns to all outputs; starts at zero, as the transformer's heads do: the first prediction is the
             baseline for everybody.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
+        places: per modality that has any, the places of its columns.
         baselines: per task, by name, the bias of each output or interval.
     """
 
@@ -52,6 +52,8 @@ class FusionNetwork(nn.Module):
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
         total = sum(len(c) for c in columns.values())
+        owners = [m for m in sorted(columns) for _ in columns[m]]
+        self.places = {m: [i for i, owner in enumerate(owners) if owner == m] for m in dict.fromkeys(owners)}
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
         blocks = [len(c) ** -0.5 for _, c in sorted(columns.items()) for _ in c]
         self.block = torch.tensor(blocks) if model.block_scaling else None
@@ -124,22 +126,26 @@ class FusionNetwork(nn.Module):
         Returns:
             Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
         """
-        # Chosen, not multiplied: 0 times an infinite value is not 0.
-        table = self.input_dropout(torch.where(seen > 0, values[:, : seen.shape[1]], 0))
-        if self.block is not None:
-            table = table * self.block.to(values.dtype)
+        values = self._table(values, seen)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
-            raw = raw + self.linear(table)
+            raw = raw + self.linear(values[:, : seen.shape[1]])
         if self.deep:
-            voxels = values[:, seen.shape[1] :]
-            values = torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
             raw = raw + (self.heads(self._summarise(values, seen)) if self.transformer else self._join(values, seen))
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
         return {
             name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
         }
+
+    def _table(self, values: Tensor, seen: Tensor) -> Tensor:
+        """What the network reads: columns masked and scaled by block, voxels as they are."""
+        # Chosen, not multiplied: 0 times an infinite value is not 0.
+        table = self.input_dropout(torch.where(seen > 0, values[:, : seen.shape[1]], 0))
+        if self.block is not None:
+            table = table * self.block.to(values.dtype)
+        voxels = values[:, seen.shape[1] :]
+        return torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
 
     def _join(self, values: Tensor, seen: Tensor) -> Tensor:
         """(n, columns + voxels) and (n, columns) to (n, outputs)."""
@@ -151,23 +157,6 @@ class FusionNetwork(nn.Module):
             present.append(has)
         joined: Tensor = self.fusion(torch.cat(vectors, dim=1), torch.cat(present, dim=1))
         return joined
-
-    def modality_weights(self, seen: Tensor) -> dict[str, Tensor]:
-        """How much each modality counts in each patient's prediction.
-
-        Args:
-            seen: (n, columns), 1 where observed.
-
-        Returns:
-            Per modality that has columns (n,): from 0, which an absent one has, to 1, which they add up to where there is any.
-
-        Raises:
-            ConfigError: the plan's fusion weighs no modality as a whole.
-        """
-        if not self.deep or self.transformer or not isinstance(self.fusion, Late | WeightedSum):
-            raise ConfigError("model.fusion: has no weights per modality; 'weighted_sum' and 'late' have")
-        weights = self.fusion.weights(self.tokenisers.present(seen))
-        return dict(zip(self.tokenisers.modalities, weights.detach().unbind(dim=1), strict=True))
 
     def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
         one = values.new_ones(len(values), 1)
@@ -181,6 +170,29 @@ class FusionNetwork(nn.Module):
             sequence = layer(sequence, mask)
         summary: Tensor = self.norm(sequence[:, 0])
         return summary
+
+    def attended(self, values: Tensor, seen: Tensor) -> Tensor:
+        """How much of each token the summary holds behind all attention: (n, tokens), 0 for what is absent.
+
+        For a fusion of tokens; see `network_weights`.
+        """
+        table = self._table(values, seen)
+        one = values.new_ones(len(values), 1)
+        _, tokens, present = self.tokenisers(table, seen)
+        tokens = tokens * present[:, :, None]
+        n, t, _ = tokens.shape
+        held = torch.eye(1 + t, dtype=tokens.dtype).repeat(n, 1, 1)
+        if self.crossing is not None:
+            held[:, 1:, 1:] = self.crossing.reading(tokens, present > 0)
+            tokens = self.crossing(tokens, present > 0)
+        sequence = torch.cat([self.summary(one)[:, None], tokens], dim=1)
+        mask = torch.cat([one, present], dim=1) > 0
+        for layer in self.layers:
+            assert isinstance(layer, Layer)  # noqa: S101 - what __init__ put there
+            held = layer.reading(sequence, mask) @ held
+            sequence = layer(sequence, mask)
+        read: Tensor = held[:, 0, 1:] * present
+        return read
 
 
 def build(plan: Plan, columns: Columns, seed: int) -> FusionNetwork:

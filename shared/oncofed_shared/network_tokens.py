@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -12,9 +11,9 @@ from oncofed_shared.messages import Columns
 from oncofed_shared.network_encoder import Encoder, EncoderShape
 from oncofed_shared.network_graph import GeneGraphNetwork, Pathways
 from oncofed_shared.network_image import Cnn
-from oncofed_shared.plan import Modality, Plan, compile_pattern
+from oncofed_shared.plan import Modality, Plan, compile_pattern, voxels_of
 
-__all__ = ["ENCODERS", "Tokenisers", "token_columns", "voxels"]
+__all__ = ["ENCODERS", "Tokenisers", "token_columns"]
 
 ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {
     "cnn": Cnn,
@@ -61,13 +60,6 @@ def token_columns(columns: Columns, modalities: Mapping[str, Modality]) -> dict[
     return tokens
 
 
-def voxels(modality: Modality) -> int:
-    """Voxels of one channel of a modality of patches; 0 where the network reads its columns."""
-    if modality.encoder != "cnn" or modality.patch is None:
-        return 0
-    return math.prod(next(iter(modality.patch.values())).size)
-
-
 class Tokenisers(nn.Module):
     """All tokens of a patient.
 
@@ -89,7 +81,7 @@ class Tokenisers(nn.Module):
         owner = {token: token.split(".")[0] for token in groups}
         self.modalities = tuple(dict.fromkeys(owner.values()))
         own = [m for m in self.modalities if plan.modalities[m].encoder != "linear"]
-        patches = {m for m in own if voxels(plan.modalities[m])}
+        patches = {m for m in own if voxels_of(plan.modalities[m])}
         self._read(columns, groups)
         # A token reads its columns and the share of them that is missing: one linear map each, over neighbouring inputs.
         reads = [(owner[token], [*i, self.columns + t]) for t, (token, i) in enumerate(groups.items())]
@@ -137,7 +129,7 @@ class Tokenisers(nn.Module):
         for name in sorted(columns):
             marks = slice(column, column + len(columns[name]))
             column = marks.stop
-            volume = len(columns[name]) * voxels(plan.modalities[name])
+            volume = len(columns[name]) * voxels_of(plan.modalities[name])
             found[name] = (slice(voxel, voxel + volume) if volume else marks, marks)
             voxel += volume
         self.places = [found[m] for m in self.owners]

@@ -35,6 +35,7 @@ from oncofed_shared.plan_modalities import (
     OrdinalColumn,
     compile_pattern,
     side_of,
+    voxels_of,
 )
 from oncofed_shared.plan_model import ModelSettings
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
@@ -84,6 +85,7 @@ __all__ = [
     "read_toml",
     "side_of",
     "validate",
+    "voxels_of",
 ]
 
 

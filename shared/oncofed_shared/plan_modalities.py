@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,16 @@ from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
 from oncofed_shared.strict import Frozen
 
-__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern", "side_of"]
+__all__ = [
+    "CategoricalColumn",
+    "Column",
+    "Modality",
+    "NumericColumn",
+    "OrdinalColumn",
+    "compile_pattern",
+    "side_of",
+    "voxels_of",
+]
 
 
 class NumericColumn(Frozen):
@@ -297,3 +307,10 @@ def side_of(modality: Modality) -> Side:
         return "imaging"
     genes = (modality.genomics, modality.graph, modality.pathways)
     return "genes" if any(g is not None for g in genes) else "neither"
+
+
+def voxels_of(modality: Modality) -> int:
+    """Voxels of one channel of a modality of patches; 0 where the network reads its columns."""
+    if modality.encoder != "cnn" or modality.patch is None:
+        return 0
+    return math.prod(next(iter(modality.patch.values())).size)

@@ -65,7 +65,7 @@ def draw_tumours(rng: np.random.Generator, count: int, interaction: float) -> Tu
     decided = active[np.arange(count), driver]
     coin, chance = rng.random((2, count))
     return Tumours(
-        age=np.round(np.clip(62 + 10 * rng.standard_normal(count), 21, 94), 1),
+        age=np.asarray(np.round(np.clip(62 + 10 * rng.standard_normal(count), 21, 94), 1), dtype=np.float64),
         driver=driver,
         active=active,
         responded=np.where(chance < interaction, decided, coin < 0.5),

@@ -1,6 +1,6 @@
 """A synthetic consortium in a site's own file formats: who has what, with which gaps.
 
-The signal is that of `population`, or that of `interaction` where the settings name one. Around it lies what makes real consortia hard: unequal sizes,
+The signal is that of `population`, or of `interaction`. Around it lies what makes real consortia hard: unequal sizes,
 scanners that shift the radiomics, sites without a modality, patients without one, missing values,
 patients who withhold consent.
 """
