@@ -32,7 +32,8 @@ from oncofed_client.reports import (
 )
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings
 from oncofed_client.tables import Problems, Table, load_tables
-from oncofed_shared.errors import DataError, ExitCode, PolicyRefusal
+from oncofed_shared.errors import ConfigError, DataError, ExitCode, PolicyRefusal
+from oncofed_shared.gene_graph import check_gene_files
 from oncofed_shared.plan import Plan
 
 __all__ = ["CheckReport", "Inventory", "check_study", "inventory"]
@@ -170,6 +171,10 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
     try:
         patches = read_patches(settings, plan, existing_cache(state), counted)
     except DataError as error:
+        problems.take(error)
+    try:
+        check_gene_files(plan)
+    except ConfigError as error:
         problems.take(error)
     assembly = assemble({} if broken else tables, settings, plan, counted, problems, patches=patches)
     reason = None if broken else cannot_run(assembly, plan, tables, folder)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.prepare.clinical import with_durations
 from oncofed_client.settings import SiteSettings, TableSettings
-from oncofed_shared.errors import DataError
+from oncofed_shared.errors import DataError, OncofedError
 
 __all__ = ["SHOWN", "Problems", "Records", "Table", "load_tables", "read_records", "read_table"]
 
@@ -51,7 +51,7 @@ class Problems:
             place += "" if column is None else f", column {column}"
             lines.append(f"{place}: {message}")
 
-    def take(self, error: DataError) -> None:
+    def take(self, error: OncofedError) -> None:
         """Note the problems of an error, whose lines already say where."""
         self._count[""] = self._count.get("", 0) + len(error.problems)
         self._lines.setdefault("", []).extend(error.problems)

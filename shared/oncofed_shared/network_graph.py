@@ -7,6 +7,7 @@ and after every layer.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -39,50 +40,76 @@ def gather_genes(values: Tensor, seen: Tensor, index: Tensor) -> tuple[Tensor, T
     return torch.where(shown > 0, taken, 0), (shown > 0).any(dim=2).to(values.dtype)
 
 
-class _Convolution(nn.Module):
-    """H' = gelu(H A + Â H B + b) + H (Kipf & Welling 2017, eq. 2, with a map of its own for a gene's own vector)."""
+class _Step(nn.Module, ABC):
+    """One step along the graph: H' = H + gelu(H A + M + b), where M mixes a gene with its neighbours.
 
-    def __init__(self, channels: int, adjacency: Tensor) -> None:
-        super().__init__()
-        self.own, self.near = nn.Linear(channels, channels), nn.Linear(channels, channels, bias=False)
-        self.adjacency = adjacency
-
-    def forward(self, genes: Tensor, present: Tensor) -> Tensor:
-        """(n, genes, channels) to the same."""
-        del present
-        n, count, channels = genes.shape
-        flat = genes.transpose(0, 1).reshape(count, n * channels)
-        mixed = (self.adjacency.to(genes.dtype) @ flat).reshape(count, n, channels).transpose(0, 1)
-        changed: Tensor = genes + F.gelu(self.own(genes) + self.near(mixed))
-        return changed
-
-
-class _Attention(nn.Module):
-    """As the convolution, with weights that depend on both genes' vectors (Veličković et al. 2018, eqs. 1-4).
-
-    The score of a neighbour is a product of both vectors (Dwivedi & Bresson 2021) and not a layer on top of them: it needs no
-    number per patient and edge, which for 900 genes with 33,000 edges would be gigabytes. A gene is its own neighbour.
+    A gene without an edge is its own neighbour alone, and stays out of the products over pairs of genes: in 1,600 genes of a study
+    half are not in a graph of cancer genes.
     """
 
     def __init__(self, channels: int, adjacency: Tensor) -> None:
         super().__init__()
         self.own = nn.Linear(channels, channels)
-        self.query, self.key, self.value = (nn.Linear(channels, channels, bias=False) for _ in range(3))
-        self.edges = adjacency > 0
+        self.linked = ((adjacency != 0).sum(dim=1) > 1).nonzero()[:, 0]
+        self.adjacency = adjacency[self.linked][:, self.linked]
 
     def forward(self, genes: Tensor, present: Tensor) -> Tensor:
-        """(n, genes, channels) to the same."""
-        scale = genes.shape[2] ** -0.5
+        """(n, genes, channels) to the same; (n, genes) of 0 and 1 says which are there."""
+        changed: Tensor = genes + F.gelu(self.own(genes) + self.mixed(genes, present))
+        return changed
+
+    @abstractmethod
+    def mixed(self, genes: Tensor, present: Tensor) -> Tensor:
+        """M, (n, genes, channels)."""
+
+
+class _Convolution(_Step):
+    """M = Â H B (Kipf & Welling 2017, eq. 2), beside the map A for a gene's own vector."""
+
+    def __init__(self, channels: int, adjacency: Tensor) -> None:
+        super().__init__(channels, adjacency)
+        self.near = nn.Linear(channels, channels, bias=False)
+
+    def mixed(self, genes: Tensor, present: Tensor) -> Tensor:
+        """M, (n, genes, channels)."""
+        del present
+        n, count, channels = len(genes), len(self.linked), genes.shape[2]
+        flat = genes[:, self.linked].transpose(0, 1).reshape(count, n * channels)
+        summed = (self.adjacency.to(genes.dtype) @ flat).reshape(count, n, channels).transpose(0, 1)
+        made: Tensor = self.near(genes.index_copy(1, self.linked, summed))
+        return made
+
+
+class _Attention(_Step):
+    """M = the mean of H V over a gene and its neighbours, weighted by both genes' vectors (Veličković et al. 2018, eqs. 1-4).
+
+    The score of a neighbour is a product of both vectors (Dwivedi & Bresson 2021) and not a layer on top of them: it needs no
+    number per patient and edge, which for 900 genes with 33,000 edges would be gigabytes.
+    """
+
+    def __init__(self, channels: int, adjacency: Tensor) -> None:
+        super().__init__(channels, adjacency)
+        self.query, self.key, self.value = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.edges = self.adjacency != 0
+
+    def mixed(self, genes: Tensor, present: Tensor) -> Tensor:
+        """M, (n, genes, channels)."""
+        value = self.value(genes)
+        if not len(self.linked):
+            # Nothing to compare, but each layer has a gradient.
+            unused: Tensor = value + 0 * (self.query(genes) + self.key(genes))
+            return unused
+        some, there = genes[:, self.linked], present[:, self.linked, None]
         # A further number in query and key takes FAR off wherever the neighbour is absent, without a mask per patient. In this
         # form, with one head and values of the same length, torch keeps no score of a pair of genes: eight times as fast.
-        query = torch.cat([self.query(genes) * scale, torch.ones_like(present)[:, :, None]], dim=2)
-        key = torch.cat([self.key(genes), (present[:, :, None] - 1) * FAR], dim=2)
-        value = F.pad(self.value(genes), (0, 1))
-        mixed = F.scaled_dot_product_attention(
-            query[:, None], key[:, None], value[:, None], attn_mask=self.edges, scale=1.0
-        )[:, 0, :, :-1]
-        changed: Tensor = genes + F.gelu(self.own(genes) + mixed)
-        return changed
+        query = torch.cat([self.query(some) * genes.shape[2] ** -0.5, torch.ones_like(there)], dim=2)
+        key = torch.cat([self.key(some), (there - 1) * FAR], dim=2)
+        padded = F.pad(value[:, self.linked], (0, 1))
+        near = F.scaled_dot_product_attention(
+            query[:, None], key[:, None], padded[:, None], attn_mask=self.edges, scale=1.0
+        )
+        made: Tensor = value.index_copy(1, self.linked, near[:, 0, :, :-1])
+        return made
 
 
 def _chosen(sets: GeneSets, files: str | None, genes: Sequence[str]) -> list[list[int]]:

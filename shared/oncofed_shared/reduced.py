@@ -105,5 +105,4 @@ def reduced(
             table = np.where(mark, made, 0.0)
         tables.append(table)
         marks.append(mark)
-    # What stands behind the columns, as the voxels of patches, is no column.
-    return np.concatenate([*tables, values[:, start:]], axis=1), np.concatenate([*marks, seen[:, start:]], axis=1)
+    return np.concatenate(tables, axis=1), np.concatenate(marks, axis=1)

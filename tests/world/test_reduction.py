@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Lasso
 
+from oncofed_client.check import check_study
 from oncofed_client.private_answers import guard
+from oncofed_client.settings import load_settings
 from oncofed_server.aggregator import Aggregator, Phase, Received, Roster, Start
 from oncofed_shared.errors import ConfigError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, column_sums, network_columns, prepare, prepared_input, scaled_input
@@ -494,11 +496,17 @@ def test_a_site_without_the_plan_s_graph_answers_nothing(
     (tmp_path / "sets.gmt").write_bytes(SETS)
     if found is not None:
         (tmp_path / "graph.txt").write_bytes(found)
-    site = Site(gene_study(make_plan, tmp_path, "graph"), hospitals / "site-1")
+    plan = gene_study(make_plan, tmp_path, "graph")
+    folder = hospitals / "site-1"
+    report = check_study(folder, load_settings(folder), plan)
+    assert any("graph.txt" in line for line in report.problems)
+    assert report.why_not
+    site = Site(plan, folder)
     refused(site.ask(Describe(head=site.head())), "gene-file")
     assert "graph.txt" in site.site.journal[0]
     (tmp_path / "graph.txt").write_bytes(EDGES)
     assert not isinstance(site.ask(Describe(head=site.head())), Refusal)
+    assert not check_study(folder, load_settings(folder), plan).problems
 
 
 def test_a_preparation_survives_its_arrays(
