@@ -42,10 +42,12 @@ def _column_factors(plan: Plan, columns: Columns) -> Tensor | None:
     return torch.tensor([len(c) ** block * emphases[m] for m, c in sorted(columns.items()) for _ in c])
 
 
-def _members(columns: Columns) -> Tensor:
-    """Which column is of which modality, (columns, modalities) of 0 and 1, both in sorted order of modalities."""
+def _marks(plan: Plan, columns: Columns) -> Tensor:
+    """How strongly the linear path sees who has which modality, (columns, modalities that are marked): one entry per column."""
+    marked = [m for m in sorted(columns) if plan.modalities[m].presence]
     owners = [m for m, c in sorted(columns.items()) for _ in c]
-    return torch.tensor([[float(owner == m) for m in sorted(columns)] for owner in owners])
+    made = [[plan.modalities[m].presence * (owner == m) for m in marked] for owner in owners]
+    return torch.tensor(made, dtype=torch.float32).reshape(len(owners), len(marked))
 
 
 class FusionNetwork(nn.Module):
@@ -67,9 +69,8 @@ class FusionNetwork(nn.Module):
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
         self.block = _column_factors(plan, columns)
-        self.presence = _members(columns) if model.presence else None
-        self.strength = model.presence
-        total = sum(len(c) for c in columns.values()) + (len(columns) if model.presence else 0)
+        self.marks = _marks(plan, columns)
+        total = sum(len(c) for c in columns.values()) + self.marks.shape[1]
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
         # A list, because a task may have any name, and a module's attributes may not.
         self.baselines = nn.ModuleList(
@@ -142,7 +143,7 @@ class FusionNetwork(nn.Module):
             table = table * self.block.to(values.dtype)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
-            raw = raw + self.linear(self._with_presence(table, seen))
+            raw = raw + self.linear(self._with_marks(table, seen))
         if self.deep:
             voxels = values[:, seen.shape[1] :]
             values = torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
@@ -153,12 +154,12 @@ class FusionNetwork(nn.Module):
             name: part + baseline(one) for name, part, baseline in zip(self.sizes, split, self.baselines, strict=True)
         }
 
-    def _with_presence(self, table: Tensor, seen: Tensor) -> Tensor:
-        """What the linear path reads, (n, [modalities +] columns): before the columns a number for each modality that is there."""
-        if self.presence is None:
+    def _with_marks(self, table: Tensor, seen: Tensor) -> Tensor:
+        """What the linear path reads, (n, marked modalities + columns): a number for each marked modality that is there."""
+        if not self.marks.shape[1]:
             return table
-        there = (seen @ self.presence.to(seen.dtype)) > 0
-        return torch.cat([self.strength * there.to(table.dtype), table], dim=1)
+        there = torch.stack([(seen * (mark > 0)).any(dim=1) for mark in self.marks.T], dim=1)
+        return torch.cat([there * self.marks.amax(dim=0).to(table.dtype), table], dim=1)
 
     def _join(self, values: Tensor, seen: Tensor) -> Tensor:
         """(n, columns + voxels) and (n, columns) to (n, outputs)."""

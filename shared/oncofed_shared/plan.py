@@ -132,6 +132,15 @@ class Plan(Frozen):
             raise ValueError(message)
         return main
 
+    @field_validator("model")
+    @classmethod
+    def _read(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        marked = [n for n, m in (info.data.get("modalities") or {}).items() if m.presence]
+        if marked and not model.linear_path:
+            message = f"modalities.{marked[0]}.presence is read by the linear path, and linear_path is false"
+            raise ValueError(message)
+        return model
+
     @field_validator("training")
     @classmethod
     def _weights(cls, training: Training, info: ValidationInfo) -> Training:
