@@ -78,6 +78,12 @@ def study_warnings(assembly: Assembly, tasks: tuple[TaskReport, ...], plan: Plan
         table = plan.modalities[name].table
         if not block.found and name in prepared_modalities(plan, settings):
             continue  # `check` says what to do about it
+        if plan.modalities[name].encoder == "cnn":
+            if not block.found:
+                warnings.append(
+                    f"modality {name}: no patch is prepared; run `oncofed-site preprocess`, if there are images"
+                )
+            continue
         if not block.found:
             why = (
                 ""

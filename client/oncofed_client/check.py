@@ -14,6 +14,7 @@ import numpy as np
 from oncofed_client.advice import study_warnings, table_warnings
 from oncofed_client.cohort import assemble, cannot_run, nobody_consented
 from oncofed_client.consent import allowed_patients
+from oncofed_client.images import Patches, read_patches
 from oncofed_client.policy import policy_objections
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.inventory import RawReport, raw_report
@@ -107,6 +108,11 @@ def _unprepared(tables: Mapping[str, Table], settings: SiteSettings, plan: Plan)
             warnings.append(
                 f"modality {name}: is made from raw files and nothing of it is there yet; run `oncofed-site preprocess`"
             )
+    for name, modality in plan.modalities.items():
+        if modality.encoder == "cnn" and settings.imaging is not None:
+            absent = undefined_names(modality, settings)
+            if absent:
+                warnings.append(f"modality {name}: {SETTINGS_FILE} does not say what {' and '.join(absent)} is")
     return warnings
 
 
@@ -156,10 +162,16 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
             "files changed since the last `oncofed-site preprocess`, and a study reads what that made; run it again"
         )
     warnings += [
-        f"{name}: {count} patches are prepared; no network of this version reads them, so they change no result"
+        f"{name}: {count} patches are prepared; no encoder reads them, so they change no result"
         for name, count in count_patches(settings, plan, existing_cache(state), allowed).items()
+        if plan.modalities[name.split(".")[0]].encoder != "cnn"
     ]
-    assembly = assemble({} if broken else tables, settings, plan, counted, problems)
+    patches: Patches = {}
+    try:
+        patches = read_patches(settings, plan, existing_cache(state), counted)
+    except DataError as error:
+        problems.take(error)
+    assembly = assemble({} if broken else tables, settings, plan, counted, problems, patches=patches)
     reason = None if broken else cannot_run(assembly, plan, tables, folder)
     if reason is not None:
         problems.take(reason)

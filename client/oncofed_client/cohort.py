@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.columns import Block, read_modality, reserved_columns
 from oncofed_client.consent import allowed_patients, consented
+from oncofed_client.images import Patches, patch_block, read_patches
 from oncofed_client.labels import TaskLabels, read_labels, read_split, read_subgroup
 from oncofed_client.prepare.cache import Cache
 from oncofed_client.prepare.tables import prepared_tables
@@ -52,6 +53,7 @@ class Cohort:
         split_labels: (n,) published part, 0 train, 1 validation, 2 test, -1 none; None when the
             plan has fractions.
         site: the site's name.
+        images: per modality whose patches the network reads (n, columns, z, y, x), 0 where missing.
     """
 
     patients: tuple[str, ...]
@@ -61,6 +63,7 @@ class Cohort:
     subgroups: dict[str, NDArray[np.int64]]
     split_labels: NDArray[np.int64] | None
     site: str = ""
+    images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Cohort({self.site!r}, {len(self.patients)} patients)"
@@ -77,6 +80,7 @@ class Assembly:
         subgroups: per subgroup (m,).
         split: (m,) published part, or None when the plan has fractions or the site lacks the
             column.
+        images: per modality of patches (m, columns, z, y, x).
         usable: (m,) has every required modality, at least one modality, and at least one label.
     """
 
@@ -86,6 +90,7 @@ class Assembly:
     subgroups: dict[str, NDArray[np.int64]]
     split: NDArray[np.int64] | None
     usable: NDArray[np.bool_]
+    images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def cohort(self, site: str) -> Cohort:
         """Keep the patients who can take part."""
@@ -99,6 +104,7 @@ class Assembly:
             labels={t: label.values[rows] for t, label in self.tasks.items()},
             subgroups={s: v[rows] for s, v in self.subgroups.items()},
             split_labels=None if self.split is None else self.split[rows],
+            images={m: v[rows] for m, v in self.images.items()},
         )
 
 
@@ -108,6 +114,8 @@ def assemble(
     plan: Plan,
     patients: Collection[str],
     problems: Problems,
+    *,
+    patches: Patches | None = None,
 ) -> Assembly:
     """Read everything that a plan asks about the given patients.
 
@@ -117,12 +125,16 @@ def assemble(
         plan: the study.
         patients: ids of those who may enter; only their rows are read.
         problems: notes what is not as the plan declares.
+        patches: what was prepared of images for encoders that read them.
     """
     order = tuple(sorted(patients))
     reserved = reserved_columns(plan, settings)
-    blocks = {
-        name: read_modality(tables, modality, order, reserved, problems) for name, modality in plan.modalities.items()
-    }
+    blocks, images = {}, {}
+    for name, modality in plan.modalities.items():
+        if modality.encoder == "cnn":
+            blocks[name], images[name] = patch_block(modality, order, (patches or {}).get(name, {}))
+        else:
+            blocks[name] = read_modality(tables, modality, order, reserved, problems)
     tasks = {t: read_labels(tables, task, order, problems) for t, task in plan.tasks.items()}
     subgroups = {
         name: read_subgroup(tables, subgroup, plan, order, problems)
@@ -142,6 +154,7 @@ def assemble(
         subgroups=subgroups,
         split=published,
         usable=usable,
+        images=images,
     )
 
 
@@ -191,7 +204,7 @@ def read_cohort(folder: Path, settings: SiteSettings, plan: Plan, cache: Cache |
     if not allowed:
         raise nobody_consented(folder)
     tables |= prepared_tables(settings, plan, cache, allowed)
-    assembly = assemble(tables, settings, plan, allowed, problems)
+    assembly = assemble(tables, settings, plan, allowed, problems, patches=read_patches(settings, plan, cache, allowed))
     problems.raise_if_any()
     reason = cannot_run(assembly, plan, tables, folder)
     if reason is not None:

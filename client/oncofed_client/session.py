@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.training import TrainingSet
-from oncofed_shared.features import Preparation, prepared_input
+from oncofed_shared.features import Preparation, prepared_input, voxel_input
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import targets
 from oncofed_shared.messages import Arrays, Trial
@@ -54,9 +54,14 @@ def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDA
     """The chosen patients of a cohort as tensors in the plan's dtype."""
     dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
     values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
+    images = {m: v[rows] for m, v in cohort.images.items()}
+    voxels = voxel_input(plan, preparation.columns, images, cohort.columns)
+    joined = torch.from_numpy(values).to(dtype)
+    if voxels is not None:
+        joined = torch.cat([joined, torch.from_numpy(voxels).to(dtype)], dim=1)
     labels = {t: v[rows] for t, v in cohort.labels.items()}
     return TrainingSet(
-        values=torch.from_numpy(values).to(dtype),
+        values=joined,
         seen=torch.from_numpy(seen).to(dtype),
         goals=targets(plan, labels, preparation.class_weights),
     )

@@ -48,6 +48,7 @@ def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:
         labels={t: v[rows] for t, v in cohort.labels.items()},
         subgroups={s: v[rows] for s, v in cohort.subgroups.items()},
         split_labels=None if cohort.split_labels is None else cohort.split_labels[rows],
+        images={m: v[rows] for m, v in cohort.images.items()},
     )
 
 

@@ -27,7 +27,8 @@ class TrainingSet:
     """A site's patients as tensors.
 
     Attributes:
-        values, seen: (n, columns), scaled values and presence, in the plan's dtype.
+        values: (n, columns + voxels), scaled values, and behind them the voxels of patches, in the plan's dtype.
+        seen: (n, columns), presence.
         goals: per task, rows as in `values`.
     """
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.messages import Arrays, Columns
-from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern
+from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
 
 __all__ = [
     "Preparation",
@@ -26,6 +26,7 @@ __all__ = [
     "prepare",
     "prepared_input",
     "unite",
+    "voxel_input",
 ]
 
 Values = NDArray[np.float64]
@@ -305,3 +306,30 @@ def prepared_input(
             np.clip(scaled[:, part], -modality.clip, modality.clip, out=scaled[:, part])
         start = stop
     return np.where(seen, scaled, 0.0), seen
+
+
+def voxel_input(
+    plan: Plan, columns: Columns, images: Mapping[str, NDArray[np.float32]], own: Columns
+) -> NDArray[np.float32] | None:
+    """A site's patches as they stand behind the scaled values in the network's input.
+
+    Args:
+        columns: as agreed; a modality of patches has a column for each channel.
+        images: per modality (n, own columns, z, y, x).
+        own: this site's column names per modality.
+
+    Returns:
+        (n, voxels): modalities by name, in each its channels one after another, 0 where a channel is missing; None where the
+        network reads no patch.
+    """
+    parts = []
+    for name in sorted(images):
+        volume = voxels_of(plan.modalities[name]) if name in plan.modalities else 0
+        if not volume or not columns[name]:
+            continue
+        given = images[name]
+        whole = np.zeros((len(given), len(columns[name]), volume), dtype=np.float32)
+        for channel, role in enumerate(own[name]):
+            whole[:, columns[name].index(role)] = given[:, channel].reshape(len(given), volume)
+        parts.append(whole.reshape(len(given), len(columns[name]) * volume))
+    return np.concatenate(parts, axis=1) if parts else None

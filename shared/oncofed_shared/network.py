@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
-from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Columns
-from oncofed_shared.network_attention import Layer
-from oncofed_shared.network_fusion import JOINS, READS_WHOLE, Late, Shape, WeightedSum, modality_vectors
+from oncofed_shared.network_attention import Crossing, Layer
+from oncofed_shared.network_fusion import ATTENTIVE, JOINS, READS_WHOLE, Shape, modality_vectors
 from oncofed_shared.network_tokens import Tokenisers
-from oncofed_shared.plan import Plan, SurvivalTask, Task
+from oncofed_shared.plan import Plan, SurvivalTask, Task, side_of
 
 __all__ = ["FusionNetwork", "build", "outputs"]
 
@@ -59,6 +58,7 @@ class FusionNetwork(nn.Module):
         linear: from all columns to all outputs, and from who has which modality where the plan says so; starts at zero, as the
             transformer's heads do: the first prediction is the baseline for everybody.
         named: all parameters, by name; walking the modules for them costs as much as a small step.
+        places: per modality that has any, the places of its columns.
         baselines: per task, by name, the bias of each output or interval.
     """
 
@@ -71,6 +71,8 @@ class FusionNetwork(nn.Module):
         self.block = _column_factors(plan, columns)
         self.marks = _marks(plan, columns)
         total = sum(len(c) for c in columns.values()) + self.marks.shape[1]
+        owners = [m for m in sorted(columns) for _ in columns[m]]
+        self.places = {m: [i for i, owner in enumerate(owners) if owner == m] for m in dict.fromkeys(owners)}
         self.linear = nn.Linear(total, sum(self.sizes.values()), bias=False) if model.linear_path else None
         # A list, because a task may have any name, and a module's attributes may not.
         self.baselines = nn.ModuleList(
@@ -87,7 +89,7 @@ class FusionNetwork(nn.Module):
 
     def _build_fusion(self, plan: Plan) -> None:
         model, training = plan.model, plan.training
-        self.transformer = model.fusion == "transformer"
+        self.transformer = model.fusion in ATTENTIVE
         if not self.transformer:
             shape = Shape(
                 modalities=self.tokenisers.whole + self.tokenisers.each * len(self.tokenisers.modalities),
@@ -99,6 +101,10 @@ class FusionNetwork(nn.Module):
             )
             self.fusion = JOINS[model.fusion](shape)
             return
+        self.crossing = None
+        if model.fusion == "two_way":
+            sides = self.tokenisers.sides({m: side_of(plan.modalities[m]) for m in self.tokenisers.modalities})
+            self.crossing = Crossing(model.width, model.heads, training.dropout, sides)
         self.summary = nn.Linear(1, model.width, bias=False)
         self.layers = nn.ModuleList(
             Layer(model.width, model.heads, model.feedforward, training.dropout) for _ in range(model.layers)
@@ -137,16 +143,11 @@ class FusionNetwork(nn.Module):
         Returns:
             Per classification task (n, 1) or (n, classes); per survival task (n, intervals) hazard logits.
         """
-        # Chosen, not multiplied: 0 times an infinite value is not 0.
-        table = self.input_dropout(torch.where(seen > 0, values[:, : seen.shape[1]], 0))
-        if self.block is not None:
-            table = table * self.block.to(values.dtype)
+        values = self._table(values, seen)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
-            raw = raw + self.linear(self._with_marks(table, seen))
+            raw = raw + self.linear(self._with_marks(values[:, : seen.shape[1]], seen))
         if self.deep:
-            voxels = values[:, seen.shape[1] :]
-            values = torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
             raw = raw + (self.heads(self._summarise(values, seen)) if self.transformer else self._join(values, seen))
         one = values.new_ones(len(values), 1)
         split = torch.split(raw, list(self.sizes.values()), dim=1)
@@ -161,6 +162,15 @@ class FusionNetwork(nn.Module):
         there = torch.stack([(seen * (mark > 0)).any(dim=1) for mark in self.marks.T], dim=1)
         return torch.cat([there * self.marks.amax(dim=0).to(table.dtype), table], dim=1)
 
+    def _table(self, values: Tensor, seen: Tensor) -> Tensor:
+        """What the network reads: columns masked and scaled by block, voxels as they are."""
+        # Chosen, not multiplied: 0 times an infinite value is not 0.
+        table = self.input_dropout(torch.where(seen > 0, values[:, : seen.shape[1]], 0))
+        if self.block is not None:
+            table = table * self.block.to(values.dtype)
+        voxels = values[:, seen.shape[1] :]
+        return torch.cat([table, voxels], dim=1) if voxels.shape[1] else table
+
     def _join(self, values: Tensor, seen: Tensor) -> Tensor:
         """(n, columns + voxels) and (n, columns) to (n, outputs)."""
         whole, tokens, there = self.tokenisers(values, seen)
@@ -172,32 +182,41 @@ class FusionNetwork(nn.Module):
         joined: Tensor = self.fusion(torch.cat(vectors, dim=1), torch.cat(present, dim=1))
         return joined
 
-    def modality_weights(self, seen: Tensor) -> dict[str, Tensor]:
-        """How much each modality counts in each patient's prediction.
-
-        Args:
-            seen: (n, columns), 1 where observed.
-
-        Returns:
-            Per modality that has columns (n,): from 0, which an absent one has, to 1, which they add up to where there is any.
-
-        Raises:
-            ConfigError: the plan's fusion weighs no modality as a whole.
-        """
-        if not self.deep or self.transformer or not isinstance(self.fusion, Late | WeightedSum):
-            raise ConfigError("model.fusion: has no weights per modality; 'weighted_sum' and 'late' have")
-        weights = self.fusion.weights(self.tokenisers.present(seen))
-        return dict(zip(self.tokenisers.modalities, weights.detach().unbind(dim=1), strict=True))
-
     def _summarise(self, values: Tensor, seen: Tensor) -> Tensor:
         one = values.new_ones(len(values), 1)
         _, tokens, present = self.tokenisers(values, seen)
-        sequence = torch.cat([self.summary(one)[:, None], tokens * present[:, :, None]], dim=1)
+        tokens = tokens * present[:, :, None]
+        if self.crossing is not None:
+            tokens = self.crossing(tokens, present > 0)
+        sequence = torch.cat([self.summary(one)[:, None], tokens], dim=1)
         mask = torch.cat([one, present], dim=1) > 0
         for layer in self.layers:
             sequence = layer(sequence, mask)
         summary: Tensor = self.norm(sequence[:, 0])
         return summary
+
+    def attended(self, values: Tensor, seen: Tensor) -> Tensor:
+        """How much of each token the summary holds behind all attention: (n, tokens), 0 for what is absent.
+
+        For a fusion of tokens; see `network_weights`.
+        """
+        table = self._table(values, seen)
+        one = values.new_ones(len(values), 1)
+        _, tokens, present = self.tokenisers(table, seen)
+        tokens = tokens * present[:, :, None]
+        n, t, _ = tokens.shape
+        held = torch.eye(1 + t, dtype=tokens.dtype).repeat(n, 1, 1)
+        if self.crossing is not None:
+            held[:, 1:, 1:] = self.crossing.reading(tokens, present > 0)
+            tokens = self.crossing(tokens, present > 0)
+        sequence = torch.cat([self.summary(one)[:, None], tokens], dim=1)
+        mask = torch.cat([one, present], dim=1) > 0
+        for layer in self.layers:
+            assert isinstance(layer, Layer)  # noqa: S101 - what __init__ put there
+            held = layer.reading(sequence, mask) @ held
+            sequence = layer(sequence, mask)
+        read: Tensor = held[:, 0, 1:] * present
+        return read
 
 
 def build(plan: Plan, columns: Columns, seed: int) -> FusionNetwork:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
 
 __all__ = [
+    "ATTENTIVE",
     "JOINS",
     "READS_WHOLE",
     "Concat",
@@ -30,6 +31,8 @@ __all__ = [
 
 PRODUCT_WIDTH = 8
 """Most numbers of a modality that enter products: their number grows with its square."""
+ATTENTIVE = frozenset({"transformer", "two_way"})
+"""Fusions that join tokens by attention."""
 READS_WHOLE = frozenset({"early", "hybrid"})
 """Fusions with a first vector that reads all columns at once."""
 
@@ -232,4 +235,4 @@ JOINS: dict[str, Callable[[Shape], nn.Module]] = {
     "hybrid": Hybrid,
     "kronecker": Kronecker,
 }
-"""Every `[model] fusion` but the transformer."""
+"""Every `[model] fusion` but those of `ATTENTIVE`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -11,9 +10,9 @@ from torch import Tensor, nn
 from oncofed_shared.messages import Columns
 from oncofed_shared.network_encoder import Encoder, EncoderShape
 from oncofed_shared.network_image import Cnn
-from oncofed_shared.plan import Modality, Plan, compile_pattern
+from oncofed_shared.plan import Modality, Plan, compile_pattern, voxels_of
 
-__all__ = ["ENCODERS", "Tokenisers", "token_columns", "voxels"]
+__all__ = ["ENCODERS", "Tokenisers", "token_columns"]
 
 ENCODERS: Mapping[str, Callable[[EncoderShape], Encoder]] = {"cnn": Cnn}
 """Every `[modalities.NAME] encoder` but the linear one."""
@@ -56,13 +55,6 @@ def token_columns(columns: Columns, modalities: Mapping[str, Modality]) -> dict[
     return tokens
 
 
-def voxels(modality: Modality) -> int:
-    """Voxels of one channel of a modality of patches; 0 where the network reads its columns."""
-    if modality.encoder != "cnn" or modality.patch is None:
-        return 0
-    return math.prod(next(iter(modality.patch.values())).size)
-
-
 class Tokenisers(nn.Module):
     """All tokens of a patient.
 
@@ -84,7 +76,7 @@ class Tokenisers(nn.Module):
         owner = {token: token.split(".")[0] for token in groups}
         self.modalities = tuple(dict.fromkeys(owner.values()))
         own = [m for m in self.modalities if plan.modalities[m].encoder != "linear"]
-        patches = {m for m in own if voxels(plan.modalities[m])}
+        patches = {m for m in own if voxels_of(plan.modalities[m])}
         self._read(columns, groups)
         # A token reads its columns and the share of them that is missing: one linear map each, over neighbouring inputs.
         reads = [(owner[token], [*i, self.columns + t]) for t, (token, i) in enumerate(groups.items())]
@@ -131,7 +123,7 @@ class Tokenisers(nn.Module):
         for name in sorted(columns):
             marks = slice(column, column + len(columns[name]))
             column = marks.stop
-            volume = len(columns[name]) * voxels(plan.modalities[name])
+            volume = len(columns[name]) * voxels_of(plan.modalities[name])
             found[name] = (slice(voxel, voxel + volume) if volume else marks, marks)
             voxel += volume
         self.places = [found[m] for m in self.owners]
@@ -145,6 +137,12 @@ class Tokenisers(nn.Module):
     def shares(self, seen: Tensor) -> Tensor:
         """(n, columns) of 0 and 1 to the share of each group of columns that was observed, (n, groups)."""
         return seen @ self.membership.to(seen.dtype)
+
+    def sides(self, side: Mapping[str, str]) -> tuple[list[int], list[int]]:
+        """Places of the tokens of imaging and of genes, from the side of each modality."""
+        owner = [self.modalities[int(row.argmax())] for row in self.member]
+        imaging, genes = ([t for t, m in enumerate(owner) if side[m] == name] for name in ("imaging", "genes"))
+        return imaging, genes
 
     def present(self, seen: Tensor) -> Tensor:
         """(n, columns) of 0 and 1 to who has which modality, (n, modalities) of 0 and 1."""

@@ -34,6 +34,8 @@ from oncofed_shared.plan_modalities import (
     NumericColumn,
     OrdinalColumn,
     compile_pattern,
+    side_of,
+    voxels_of,
 )
 from oncofed_shared.plan_model import ModelSettings
 from oncofed_shared.plan_privacy import ConsortiumPrivacy, NoPrivacy, Privacy, SitePrivacy, privacy_mistakes
@@ -80,7 +82,9 @@ __all__ = [
     "load",
     "parse",
     "read_toml",
+    "side_of",
     "validate",
+    "voxels_of",
 ]
 
 
@@ -138,6 +142,18 @@ class Plan(Frozen):
         marked = [n for n, m in (info.data.get("modalities") or {}).items() if m.presence]
         if marked and not model.linear_path:
             message = f"modalities.{marked[0]}.presence is read by the linear path, and linear_path is false"
+            raise ValueError(message)
+        return model
+
+    @field_validator("model")
+    @classmethod
+    def _sides(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        sides = {side_of(m) for m in (info.data.get("modalities") or {}).values()}
+        if model.fusion == "two_way" and sides and not {"imaging", "genes"} <= sides:
+            message = (
+                ".fusion: 'two_way' lets imaging and genes read each other, and no modality is on one of these sides; "
+                "say modalities.NAME.side"
+            )
             raise ValueError(message)
         return model
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -13,7 +14,16 @@ from oncofed_shared.plan_imaging import RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.strict import Frozen
 
-__all__ = ["CategoricalColumn", "Column", "Modality", "NumericColumn", "OrdinalColumn", "compile_pattern"]
+__all__ = [
+    "CategoricalColumn",
+    "Column",
+    "Modality",
+    "NumericColumn",
+    "OrdinalColumn",
+    "compile_pattern",
+    "side_of",
+    "voxels_of",
+]
 
 
 class NumericColumn(Frozen):
@@ -106,6 +116,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 Encoder = Literal["linear", "cnn"]
+Side = Literal["imaging", "genes", "neither"]
 
 
 class Modality(Frozen):
@@ -134,6 +145,7 @@ class Modality(Frozen):
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
         encoder: what makes tokens: `linear` maps of columns, or `cnn`, a convolutional network over `patch`; see
             `network_tokens`.
+        side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
     """
@@ -156,6 +168,7 @@ class Modality(Frozen):
     required: bool = False
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
+    side: Side | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
 
     @model_serializer(mode="wrap")
@@ -169,6 +182,7 @@ class Modality(Frozen):
             "genomics": None,
             "extraction": None,
             "patch": None,
+            "side": None,
         }
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
@@ -289,3 +303,19 @@ class Modality(Frozen):
             )
             raise ValueError(message)
         return spread
+
+
+def side_of(modality: Modality) -> Side:
+    """The side of a modality: as the plan says, or imaging where it is made of images, and genes where of sequencing files."""
+    if modality.side is not None:
+        return modality.side
+    if modality.patch is not None or modality.extraction is not None:
+        return "imaging"
+    return "genes" if modality.genomics is not None else "neither"
+
+
+def voxels_of(modality: Modality) -> int:
+    """Voxels of one channel of a modality of patches; 0 where the network reads its columns."""
+    if modality.encoder != "cnn" or modality.patch is None:
+        return 0
+    return math.prod(next(iter(modality.patch.values())).size)

@@ -23,7 +23,8 @@ class ModelSettings(Frozen):
     """Shape of the shared network.
 
     Attributes:
-        fusion: how modalities are joined: `transformer` over all tokens, or one of `network_fusion`.
+        fusion: how modalities are joined: `transformer` over all tokens, `two_way` attention between imaging and genes before
+            it, or one of `network_fusion`.
         size: what stands for width, heads, layers and feedforward where they are not given; see `plan_sizes`.
         width: length of a token.
         layers: of the transformer, or feed-forward layers behind another fusion; 0 leaves the linear path alone.

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["SIZES", "Fusion", "Size", "sized"]
 
-Fusion = Literal["transformer", "concat", "weighted_sum", "early", "late", "hybrid", "kronecker"]
+Fusion = Literal["transformer", "concat", "weighted_sum", "early", "late", "hybrid", "kronecker", "two_way"]
 Size = Literal["tiny", "small", "base"]
 
 SIZES: Mapping[str, Mapping[str, int]] = {

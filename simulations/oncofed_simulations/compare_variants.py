@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import NoPrivacy, Plan, parse
+from oncofed_shared.plan import NoPrivacy, Plan, parse, side_of
 from oncofed_shared.plan_sizes import Fusion
 
 __all__ = [
@@ -87,6 +87,9 @@ def _groups(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     content = plan.model_dump(mode="json")
+    if plan.model.fusion == "two_way" and not {"imaging", "genes"} <= {side_of(plan.modalities[m]) for m in kept}:
+        # What two-way attention is without a second side.
+        content["model"]["fusion"] = "transformer"
     return parse(content | {"modalities": {m: content["modalities"][m] for m in kept}}, "the changed plan")
 
 

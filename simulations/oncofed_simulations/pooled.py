@@ -11,7 +11,7 @@ from oncofed_client.cohort import Cohort
 from oncofed_client.source import Source
 from oncofed_shared.features import unite
 from oncofed_shared.messages import Columns, Trial
-from oncofed_shared.plan import Plan
+from oncofed_shared.plan import Plan, voxels_of
 
 __all__ = ["PooledSource", "merge"]
 
@@ -27,6 +27,13 @@ def merge(plan: Plan, cohorts: Sequence[Cohort], names: Sequence[str]) -> Cohort
             filled[:, place[column]] = cohort.values[modality][:, i]
         return filled
 
+    def voxels(cohort: Cohort, modality: str) -> NDArray[np.float32]:
+        given = cohort.images[modality]
+        filled = np.zeros((len(given), len(columns[modality]), *given.shape[2:]), dtype=np.float32)
+        for i, column in enumerate(cohort.columns[modality]):
+            filled[:, columns[modality].index(column)] = given[:, i]
+        return filled
+
     return Cohort(
         patients=tuple(f"{n}/{p}" for c, n in zip(cohorts, names, strict=True) for p in c.patients),
         values={m: np.concatenate([block(c, m) for c in cohorts]) for m in plan.modalities},
@@ -34,6 +41,9 @@ def merge(plan: Plan, cohorts: Sequence[Cohort], names: Sequence[str]) -> Cohort
         labels={t: np.concatenate([c.labels[t] for c in cohorts]) for t in plan.tasks},
         subgroups={s: np.concatenate([c.subgroups[s] for c in cohorts]) for s in plan.evaluation.subgroups},
         split_labels=None,
+        images={
+            m: np.concatenate([voxels(c, m) for c in cohorts]) for m in plan.modalities if voxels_of(plan.modalities[m])
+        },
     )
 
 

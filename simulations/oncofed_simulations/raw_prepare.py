@@ -9,7 +9,7 @@ from pathlib import Path
 from oncofed_client.prepare.cache import CACHE_FOLDER
 from oncofed_client.prepare.keys import KEY_FILE
 from oncofed_client.prepare.preprocess import preprocess
-from oncofed_client.prepare.recipes import prepared_modalities
+from oncofed_client.prepare.recipes import prepared_modalities, prepared_patches
 from oncofed_client.prepare.report import Report
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
@@ -40,7 +40,7 @@ def prepare_sites(
     watch: Callable[[str, int, int], None],
     tell: Callable[[str, Report], None],
 ) -> None:
-    """Preprocess the sites that make modalities from raw files.
+    """Preprocess the sites that make modalities, or cut patches, from raw files.
 
     Args:
         study: folder of the study's file, where its radiomics settings lie.
@@ -54,7 +54,9 @@ def prepare_sites(
     """
     for site in sites:
         source = site.source
-        if not isinstance(source, FolderSource) or site.state is None or not prepared_modalities(plan, source.settings):
+        if not isinstance(source, FolderSource) or site.state is None:
+            continue
+        if not prepared_modalities(plan, source.settings) and not prepared_patches(plan, source.settings):
             continue
         if study is None:
             raise ConfigError(f"{source.folder}: has raw files, and the folder of the study is not known")

@@ -13,7 +13,7 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import unite
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import build
-from oncofed_shared.plan import ModelSettings, Plan, load
+from oncofed_shared.plan import ModelSettings, Plan, load, side_of
 from oncofed_shared.plan_sizes import SIZES, Fusion
 from oncofed_simulations.consortium import open_site
 from oncofed_simulations.folders import site_folders
@@ -42,12 +42,15 @@ def agreed_columns(plan: Plan, sites: Path | None) -> Columns:
 
 
 def parameter_counts(plan: Plan, columns: Columns) -> dict[str, dict[str, int]]:
-    """Parameters per fusion: with the study's own numbers (`study`, unless it has no layers), and with those of each size."""
+    """Parameters per fusion that the plan can have: with those of each size, and with its own numbers if it has layers."""
     own = plan.model.model_dump()
     presets: dict[str, dict[str, int]] = {"study": {}} if plan.model.layers else {}
     presets |= {size: dict(numbers) for size, numbers in SIZES.items()}
     counts = {}
+    sides = {side_of(modality) for modality in plan.modalities.values()}
     for fusion in get_args(Fusion):
+        if fusion == "two_way" and not {"imaging", "genes"} <= sides:
+            continue
         models = {s: ModelSettings(**{**own, "fusion": fusion, **numbers}) for s, numbers in presets.items()}
         plans = {s: plan.model_copy(update={"model": model}) for s, model in models.items()}
         counts[fusion] = {s: build(p, columns, seed=0).vector.numel() for s, p in plans.items()}

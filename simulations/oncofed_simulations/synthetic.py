@@ -1,6 +1,6 @@
 """A synthetic consortium in a site's own file formats: who has what, with which gaps.
 
-The signal is that of `population`. Around it lies what makes real consortia hard: unequal sizes,
+The signal is that of `population`, or of `interaction`. Around it lies what makes real consortia hard: unequal sizes,
 scanners that shift the radiomics, sites without a modality, patients without one, missing values,
 patients who withhold consent.
 """
@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import validate
 from oncofed_simulations.folders import new_folder, write_table
+from oncofed_simulations.interaction import COLUMNS as INTERACTING
+from oncofed_simulations.interaction import draw_tables, draw_tumours
 from oncofed_simulations.population import (
     COLUMNS,
     MODALITIES,
@@ -60,6 +62,8 @@ class CohortSettings(BaseModel):
         signal: multiplies every planted effect; 0 leaves nothing to be found.
         site_effect: multiplies the differences between sites.
         gaps: part of the values that are missing; twice this part of the patients lack a modality.
+        interaction: the population of `interaction` in place of that of `population`, and how much of its response is decided
+            by image and genes together; no site lacks a modality then, and there is no other signal.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -70,6 +74,7 @@ class CohortSettings(BaseModel):
     signal: Annotated[float, Field(ge=0, le=10)] = 1.0
     site_effect: Annotated[float, Field(ge=0, le=10)] = 1.0
     gaps: Annotated[float, Field(ge=0, le=0.3)] = 0.03
+    interaction: Annotated[float, Field(ge=0, le=1)] | None = None
 
 
 def read_settings(content: dict[str, Any], where: str = "simulation.cohort") -> CohortSettings:
@@ -96,6 +101,7 @@ def write_cohort(
     signal: float = 1.0,
     site_effect: float = 1.0,
     gaps: float = 0.03,
+    interaction: float | None = None,
 ) -> None:
     """Write a synthetic consortium: `out/site-1` to `out/site-K`, each with `site.toml` and tables.
 
@@ -111,6 +117,7 @@ def write_cohort(
         signal: strength of the planted effects.
         site_effect: strength of the differences between sites.
         gaps: part of the values that are missing.
+        interaction: None for the population of `population`, else a part of that of `interaction`.
 
     Guarantees:
         - Same arguments, same bytes.
@@ -121,7 +128,7 @@ def write_cohort(
         StorageError: the folder cannot be written.
     """
     required = {"sites": sites, "patients": patients, "seed": seed}
-    options = {"signal": signal, "site_effect": site_effect, "gaps": gaps}
+    options = {"signal": signal, "site_effect": site_effect, "gaps": gaps, "interaction": interaction}
     settings = read_settings({**required, **options}, "cohort")
     streams = np.random.SeedSequence(seed).spawn(sites + 1)
     ids = _opaque_ids(np.random.default_rng(streams[0]), patients)
@@ -129,7 +136,11 @@ def write_cohort(
         for k, size in enumerate(site_sizes(sites, patients)):
             mine, ids = ids[:size], ids[size:]
             rng = np.random.default_rng(streams[k + 1])
-            _write_site(partial / f"site-{k + 1}", mine, lacking_modalities(k, sites), settings, rng)
+            folder = partial / f"site-{k + 1}"
+            if settings.interaction is None:
+                _write_site(folder, mine, lacking_modalities(k, sites), settings, rng)
+            else:
+                _write_interaction(folder, mine, settings, rng, settings.interaction)
 
 
 def site_sizes(sites: int, patients: int) -> list[int]:
@@ -195,6 +206,30 @@ def _write_site(
     _write_clinical(folder / files["clinical"], ids, patients, settings, outcomes)
     labels = [list(row) for row in zip(ids, map(str, patients.kind), mutated, strict=True)]
     write_shuffled(folder / files["labels"], ["patient_id", "cancer_type", "tp53"], labels, streams[0])
+    _write_settings(folder, files, len(ids))
+
+
+def _write_interaction(
+    folder: Path, ids: list[str], settings: CohortSettings, rng: np.random.Generator, interaction: float
+) -> None:
+    """Write one site of the population in which two modalities tell something only together."""
+    folder.mkdir()
+    people, measured, written = rng.spawn(3)
+    tumours = draw_tumours(people, len(ids), interaction)
+    files = {"clinical": "clinical.csv"}
+    for name, values in draw_tables(measured, tumours, settings.site_effect).items():
+        files[name] = f"{name}.csv"
+        absent = choose_part(written, 2 * settings.gaps, len(ids))
+        cells = _cells(written, name, values, settings.gaps)
+        rows = [[i, *row] for i, row, a in zip(ids, cells, absent, strict=True) if not a]
+        write_shuffled(folder / files[name], ["patient_id", *INTERACTING[name]], rows, written)
+    columns = {
+        "age": np.char.mod("%.1f", tumours.age).tolist(),
+        "consent": np.where(choose_part(written, WITHHELD, len(ids)), "no", "yes").tolist(),
+        "response": np.where(tumours.responded, "responder", "non-responder").tolist(),
+    }
+    clinical = [list(row) for row in zip(ids, *columns.values(), strict=True)]
+    write_shuffled(folder / files["clinical"], ["patient_id", *columns], clinical, written)
     _write_settings(folder, files, len(ids))
 
 

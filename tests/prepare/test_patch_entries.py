@@ -49,7 +49,7 @@ def test_patches_are_cut_kept_counted_and_made_anew_alone(copy_of: Callable[[str
     assert np.array_equal(found[patient].voxels, patch(image, mask, wanted))
     assert found[patient].voxels.shape == (8, 10, 12)
     warnings = check_study(hospital.folder, settings, hospital.plan, hospital.state).warnings
-    assert any(f"radiomics.patch.ct: {count} patches" in w and "no network" in w for w in warnings)
+    assert any(f"radiomics.patch.ct: {count} patches" in w and "no encoder" in w for w in warnings)
     assert hospital.preprocess().made == 0
     before = hospital.entries()
     assert tables.items() <= before.items()

@@ -28,6 +28,11 @@ SHAPES = {
     "double": {"training.dtype": "float64"},
     "wide": {"model.width": 16, "model.heads": 4, "model.feedforward": 32},
     **{fusion: {"model.fusion": fusion} for fusion in JOINS},
+    "two ways": {
+        "model.fusion": "two_way",
+        "modalities.clinical.side": "imaging",
+        "modalities.genes.side": "genes",
+    },
 }
 LOSSES = {
     "survival": {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,10 +18,10 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FIRST_HAZARD, FusionNetwork, build, outputs
-from oncofed_shared.network_attention import Attention
+from oncofed_shared.network_attention import Attention, Crossing
 from oncofed_shared.network_fusion import JOINS
 from oncofed_shared.network_tokens import token_columns
-from oncofed_shared.plan import Plan, parse
+from oncofed_shared.plan import Modality, Plan, parse, side_of
 
 COLUMNS: Columns = {
     "clinical": ("age", "sex=f", "sex=m", "stage"),
@@ -48,8 +48,8 @@ def plan_of(
             "tasks": tasks or {"os": SURVIVAL, "two": TWO, "three": THREE},
             "modalities": {
                 "clinical": {"columns": clinical, "tokens": "columns"},
-                "genes": {"patterns": ["{gene}_rna"], "tokens": genes, "presence": 2 * presence},
-                "texture": {"patterns": ["*"], "tokens": {"glcm": ["glcm_*"]}, "presence": presence},
+                "genes": {"patterns": ["{gene}_rna"], "tokens": genes, "side": "genes", "presence": 2 * presence},
+                "texture": {"patterns": ["*"], "tokens": {"glcm": ["glcm_*"]}, "side": "imaging", "presence": presence},
             },
             "model": {"width": 8, "heads": 2, "layers": 1, "feedforward": 12, **model},
             "training": {"rounds": 1, "dtype": dtype},
@@ -70,6 +70,8 @@ PLANS = {
     "presence on the linear path": plan_of(presence=0.5, hazards="free"),
     "more parts than columns": plan_of(genes=9),
     **{fusion: plan_of(fusion=fusion, hazards="free") for fusion in JOINS},
+    "two ways": plan_of(fusion="two_way", hazards="free"),
+    "two ways, two layers": plan_of(fusion="two_way", layers=2, genes="columns", heads=4),
     "kronecker of few numbers": plan_of(fusion="kronecker", width=2, genes="columns"),
     "late, without a linear path": plan_of(fusion="late", layers=2, linear_path=False),
 }
@@ -145,6 +147,16 @@ def test_per_sample_gradients_are_those_of_each_patient_alone(plan: Plan) -> Non
             torch.testing.assert_close(each[i], alone[i][name], rtol=1e-5, atol=1e-5)
 
 
+def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
+    """Give PyTorch's attention the same weights."""
+    with torch.no_grad():
+        parts = (ours.query, ours.key, ours.value)
+        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
+        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
+        theirs.out_proj.weight.copy_(ours.out.weight)
+        theirs.out_proj.bias.copy_(ours.out.bias)
+
+
 # -- attention --------------------------------------------------------------------------------------------------------------
 
 
@@ -153,16 +165,84 @@ def test_per_sample_gradients_are_those_of_each_patient_alone(plan: Plan) -> Non
 def test_attention_is_pytorchs_with_the_same_weights(seed: int, n: int, t: int, heads: int) -> None:
     torch.manual_seed(seed)
     ours, theirs = Attention(8, heads), nn.MultiheadAttention(8, heads, batch_first=True)
-    with torch.no_grad():
-        parts = (ours.query, ours.key, ours.value)
-        theirs.in_proj_weight.copy_(torch.cat([p.weight for p in parts]))
-        theirs.in_proj_bias.copy_(torch.cat([p.bias for p in parts]))
-        theirs.out_proj.weight.copy_(ours.out.weight)
-        theirs.out_proj.bias.copy_(ours.out.bias)
+    copy_attention(ours, theirs)
     tokens, present = torch.randn(n, t, 8), torch.rand(n, t) < 0.6
     present[:, 0] = True
     expected, _ = theirs(tokens, tokens, tokens, key_padding_mask=~present)
     torch.testing.assert_close(ours(tokens, present), expected, rtol=1e-5, atol=1e-5)
+
+
+def crossed_apart(ours: Crossing, tokens: Tensor, present: Tensor) -> Tensor:
+    """Two-way attention in other words: PyTorch's own, for one patient, (t, width) and (t,), over what he has alone."""
+    after = tokens.clone()
+    norms = [cast("nn.LayerNorm", norm) for norm in ours.norms]
+    for own in (0, 1):
+        mine, other = ours.sides[own], ours.sides[1 - own]
+        there = other[present[other]]
+        if not len(there):
+            continue
+        layer = cast("Attention", ours.attention[own])
+        theirs = nn.MultiheadAttention(8, layer.heads)
+        copy_attention(layer, theirs)
+        query, read = norms[own](tokens[mine]), norms[1 - own](tokens[there])
+        after[mine] = tokens[mine] + theirs(query, read, read)[0]
+    return after
+
+
+@given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
+@settings(max_examples=25, deadline=None)
+def test_crossing_lets_each_side_read_what_the_patient_has_of_the_other(seed: int, heads: int) -> None:
+    torch.manual_seed(seed)
+    crossing = Crossing(8, heads, 0.0, ([4, 0, 2], [1, 5]))
+    with torch.no_grad():
+        for norm in crossing.norms:
+            for parameter in norm.parameters():
+                parameter.normal_()
+    tokens, present = torch.randn(6, 7, 8), torch.rand(6, 7) < 0.5
+    present[0, [4, 0, 2]], present[1, [1, 5]], present[2] = False, False, True
+    crossed = crossing(tokens, present)
+    for i in range(6):
+        expected = crossed_apart(crossing, tokens[i], present[i])
+        torch.testing.assert_close(crossed[i], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(crossed[:, [3, 6]], tokens[:, [3, 6]]), "tokens of neither side"
+    assert torch.equal(crossed[1, [4, 0, 2]], tokens[1, [4, 0, 2]]), "imaging of a patient without genes"
+
+
+def test_a_side_that_no_hospital_has_leaves_a_transformer() -> None:
+    fewer: Columns = {**COLUMNS, "genes": ()}
+    crossed = lively(PLANS["two ways"], fewer)
+    plain = lively(plan_of(fusion="transformer", hazards="free"), fewer)
+    with torch.no_grad():
+        own = dict(crossed.named_parameters())
+        for name, parameter in plain.named_parameters():
+            parameter.copy_(own[name])
+    seen = torch.ones(3, 7)
+    values = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    for task, logits in plain(values, seen).items():
+        torch.testing.assert_close(crossed(values, seen)[task], logits)
+
+
+@pytest.mark.parametrize("sides", [("imaging", "neither"), ("genes", "genes"), ("neither", "neither")])
+def test_two_way_without_two_sides_is_refused(sides: tuple[str, str]) -> None:
+    content = plan_of().model_dump(mode="json")
+    for modality, side in zip(("genes", "texture"), sides, strict=True):
+        content["modalities"][modality]["side"] = side
+    content["model"]["fusion"] = "two_way"
+    with pytest.raises(ConfigError, match=r"model\.fusion: 'two_way' lets imaging and genes read each other"):
+        parse(content)
+
+
+def test_a_modality_s_side_is_what_it_is_made_of() -> None:
+    digest = "0" * 64
+    expression = {"kind": "expression", "genes": ["TP53"], "normalisation": "none"}
+    made: dict[str, dict[str, Any]] = {
+        "imaging": {"patterns": ["*"], "extraction": {"file": "p.yaml", "sha256": digest}},
+        "genes": {"patterns": ["{gene}_rna"], "genomics": expression | {"column": "{gene}_rna"}},
+        "neither": {"patterns": ["*"]},
+    }
+    for side, content in made.items():
+        assert side_of(Modality.model_validate(content, strict=False)) == side
+        assert side_of(Modality.model_validate({**content, "side": "genes"}, strict=False)) == "genes"
 
 
 # -- what is absent ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,18 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.losses import Target, patient_losses
 from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
-from oncofed_shared.network_fusion import JOINS, Concat, Hybrid, Kronecker, Late, Shape, WeightedSum, modality_vectors
+from oncofed_shared.network_fusion import (
+    ATTENTIVE,
+    JOINS,
+    Concat,
+    Hybrid,
+    Kronecker,
+    Late,
+    Shape,
+    WeightedSum,
+    modality_vectors,
+)
+from oncofed_shared.network_weights import modality_weights
 from oncofed_shared.plan import Plan, parse
 from oncofed_shared.plan_sizes import SIZES
 
@@ -28,11 +39,12 @@ Values = NDArray[np.float64]
 COLUMNS: Columns = {"clinical": ("c1", "c2"), "genes": ("g1", "g2", "g3"), "texture": ("t1", "t2")}
 PARTS = {"clinical": slice(0, 2), "genes": slice(2, 5), "texture": slice(5, 7)}
 WIDTH = 7
-FUSIONS = ("transformer", *JOINS)
+SIDES = {"clinical": "neither", "genes": "genes", "texture": "imaging"}
+FUSIONS = (*sorted(ATTENTIVE), *JOINS)
 
 
 def plan_of(tokens: Any = "one", training: dict[str, Any] | None = None, **model: Any) -> Plan:
-    modalities = {n: {"patterns": [f"{n[0]}*"], "tokens": tokens} for n in COLUMNS}
+    modalities = {n: {"patterns": [f"{n[0]}*"], "tokens": tokens, "side": SIDES[n]} for n in COLUMNS}
     return parse(
         {
             "study": {"name": "s", "purpose": "a study for tests"},
@@ -185,32 +197,100 @@ def seen_by_presence(present: Tensor) -> Tensor:
     return seen
 
 
-@pytest.mark.parametrize("fusion", ["weighted_sum", "late"])
-def test_a_patient_s_weights_are_of_what_he_has_and_add_up_to_one(fusion: str) -> None:
+def values_of(n: int) -> Tensor:
+    return torch.randn(n, WIDTH, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    **{fusion: {"fusion": fusion} for fusion in FUSIONS},
+    "two ways, three layers": {"fusion": "two_way", "layers": 3},
+    "linear alone": {"layers": 0},
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_a_patient_s_weights_are_of_what_he_has_and_add_up_to_one(model: dict[str, Any]) -> None:
     _, present = given_vectors()
-    network = lively(fusion=fusion)
-    weights = network.modality_weights(seen_by_presence(present))
+    network, seen = lively(**model), seen_by_presence(present)
+    values = values_of(len(seen))
+    weights = modality_weights(network, values, seen)
     assert list(weights) == list(COLUMNS)
     table = torch.stack(list(weights.values()), dim=1)
     assert torch.equal(table > 0, present > 0)
     torch.testing.assert_close(table.sum(dim=1), (present.sum(dim=1) > 0).double())
-    if fusion == "weighted_sum":
+    garbage = modality_weights(network, torch.where(seen > 0, values, torch.nan), seen)
+    assert torch.equal(torch.stack(list(garbage.values()), dim=1), table)
+    if model.get("fusion") == "weighted_sum":
         assert len({round(float(w), 9) for w in table[-1]}) == 3, "learned, and so different by modality"
         torch.testing.assert_close(table[3, 1] / table[3, 2], table[7, 1] / table[7, 2])
 
 
 def test_weights_begin_equal() -> None:
     _, present = given_vectors()
-    weights = build(plan_of(fusion="weighted_sum"), COLUMNS, seed=0).modality_weights(seen_by_presence(present))
-    torch.testing.assert_close(torch.stack(list(weights.values()))[:, 7], torch.full((3,), 1 / 3, dtype=torch.float64))
+    seen = seen_by_presence(present)
+    for model in ({"fusion": "weighted_sum"}, {"fusion": "concat"}, {"layers": 0}):
+        weights = modality_weights(build(plan_of(**model), COLUMNS, seed=0), values_of(len(seen)), seen)
+        torch.testing.assert_close(
+            torch.stack(list(weights.values()))[:, 7], torch.full((3,), 1 / 3, dtype=torch.float64)
+        )
 
 
-@pytest.mark.parametrize(
-    "model", [*({"fusion": f} for f in sorted({*FUSIONS} - {"weighted_sum", "late"})), {"layers": 0}]
-)
-def test_weights_are_refused_where_there_are_none(model: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="has no weights per modality"):
-        lively(**model).modality_weights(torch.ones(1, WIDTH))
+def test_weights_leave_a_network_in_training_there() -> None:
+    network = build(plan_of(training={"dropout": 0.5}), COLUMNS, seed=0).train()
+    seen = torch.ones(2, WIDTH, dtype=torch.float64)
+    one, two = (modality_weights(network, values_of(2), seen) for _ in range(2))
+    assert network.training
+    assert all(torch.equal(one[m], two[m]) for m in one), "without dropout"
+
+
+def test_a_transformer_s_weights_are_the_summary_s_attention() -> None:
+    """With one layer: by modality the share of the summary's softmax that falls on its tokens, the mean over heads."""
+    network = lively(tokens="columns")
+    values, seen = values_of(1), torch.ones(1, WIDTH, dtype=torch.float64)
+    summary = of(network.summary)[0][:, 0]
+    scaled = values[0].numpy() * network.block.numpy() if network.block is not None else values[0].numpy()
+    tokens = [linear(network.tokenisers[t], np.array([scaled[t], 0.0])) for t in range(WIDTH)]
+    (layer,) = network.layers
+    normed = [norm(layer.norm_attention, x) for x in (summary, *tokens)]
+    query, keys = linear(layer.attention.query, normed[0]), [linear(layer.attention.key, x) for x in normed]
+    heads, width = layer.attention.heads, len(summary)
+    shares = np.zeros(1 + WIDTH)
+    for h in range(heads):
+        part = slice(h * width // heads, (h + 1) * width // heads)
+        scores = np.exp([query[part] @ k[part] / math.sqrt(width / heads) for k in keys])
+        shares += scores / scores.sum() / heads
+    expected = {m: shares[1:][p].sum() / shares[1:].sum() for m, p in PARTS.items()}
+    found = modality_weights(network, values, seen)
+    for modality, share in expected.items():
+        # The root of a number of columns is stored in single precision.
+        assert float(found[modality][0]) == pytest.approx(share, rel=1e-5)
+
+
+def test_the_weights_of_the_others_are_what_leaving_a_modality_out_changes() -> None:
+    network = lively(layers=0)
+    values, seen = values_of(4), torch.ones(4, WIDTH, dtype=torch.float64)
+    assert network.linear is not None
+    parts = network.linear.weight.detach()[0] * values * (network.block if network.block is not None else 1)
+    changes = torch.stack([parts[:, p].sum(dim=1).abs() for p in PARTS.values()], dim=1)
+    found = torch.stack(list(modality_weights(network, values, seen).values()), dim=1)
+    torch.testing.assert_close(found, changes / changes.sum(dim=1, keepdim=True))
+
+
+def test_crossing_is_in_the_weights_of_two_way() -> None:
+    """What the summary reads of imaging's tokens, they have read of genes."""
+    network, seen = lively(fusion="two_way"), torch.ones(3, WIDTH, dtype=torch.float64)
+    crossing = network.crossing
+    assert crossing is not None
+    present = torch.ones(3, 3, dtype=torch.bool)
+    present[0, 1] = False
+    held = crossing.reading(torch.randn(3, 3, network.tokenisers.width, dtype=torch.float64), present)
+    torch.testing.assert_close(held.sum(dim=2), torch.ones(3, 3, dtype=torch.float64))
+    whole = torch.eye(3, dtype=torch.float64)
+    assert torch.equal(held[0, [0, 2]], whole[[0, 2]]), "clinical, and imaging without genes"
+    assert held[1, 2, 1].item() == held[1, 1, 2].item() == 0.5, (
+        "one token of either side, which reads half of the other"
+    )
+    assert network.attended(values_of(3), seen).shape == (3, 3)
 
 
 # -- what a fusion can learn -----------------------------------------------------------------------------------------------------

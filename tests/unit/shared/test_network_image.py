@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -173,3 +174,14 @@ def test_the_default_encoder_leaves_a_plan_s_hash_as_it_was() -> None:
     assert b"encoder" not in plain.canonical
     assert plan_of({"patterns": ["*"], "encoder": "linear"}).hash == plain.hash
     assert plan_of().hash == Plan.model_validate_json(plan_of().canonical).hash
+
+
+def test_the_page_has_the_parameters_of_every_size() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "network.md").read_text(encoding="utf-8")
+    for channels in (1, 2, 4):
+        counts = []
+        for numbers in SIZES.values():
+            width, (a, b, c) = numbers["width"], filters(numbers["width"])
+            stages = (27 * channels + 3) * a + (27 * a + 3) * b + (27 * b + 3) * c
+            counts.append(stages + (c + channels + 1) * width)
+        assert f"| {channels} | {' | '.join(f'{n:,}' for n in counts)} |" in page

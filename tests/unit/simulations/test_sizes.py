@@ -49,7 +49,7 @@ def test_the_counts_are_those_of_the_formulas() -> None:
         {
             "study": {"name": "s", "purpose": "a study for tests"},
             "tasks": {"two": {"kind": "classification", "label": "two", "classes": ["no", "yes"]}},
-            "modalities": {"a": {"patterns": ["a*"]}, "b": {"patterns": ["b*"]}},
+            "modalities": {"a": {"patterns": ["a*"], "side": "imaging"}, "b": {"patterns": ["b*"], "side": "genes"}},
             "training": {"rounds": 1},
         }
     )
@@ -70,7 +70,13 @@ def test_the_counts_are_those_of_the_formulas() -> None:
             "late": outside + tokens + 2 * behind,
             "hybrid": outside + whole + tokens + (3 * (w + 1) + 1) * w + behind + 2 * behind,
             "kronecker": outside + tokens + product + behind,
+            "two_way": outside + tokens + w + attention + behind + 2 * (4 * (w + 1) * w + 2 * w),
         }
+
+
+def test_a_plan_without_two_sides_has_no_two_way_network() -> None:
+    plan = load(STUDIES / "glioma_idh.toml")
+    assert "two_way" not in parameter_counts(plan, dict.fromkeys(plan.modalities, ("c",)))
 
 
 def test_a_study_without_a_cohort_needs_sites() -> None:
