@@ -16,6 +16,7 @@ from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
 from oncofed_shared import messages, plan, plan_modalities, plan_reduction
+from oncofed_simulations.compare_search import SearchRange
 from oncofed_simulations.synthetic import CohortSettings
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -59,6 +60,7 @@ STUDY = {
     "`[privacy]`, consortium": plan.ConsortiumPrivacy,
     "`[simulation]`": plan.Simulation,
     "`[simulation.cohort]`": CohortSettings,
+    '`[simulation.search."KEY"]`': SearchRange,
 }
 SITE = {
     "`[site]`": settings.SiteHeader,
@@ -130,7 +132,7 @@ def test_every_model_of_a_file_has_its_table():
     models = {m for m in made if issubclass(m, BaseModel) and m.model_fields}
     documented = {*STUDY.values(), *SITE.values(), imaging.ImagingSettings}
     # [genomics] has its own page and its own test.
-    assert models - {settings.SiteSettings, GenomicsSettings} == documented - {CohortSettings}
+    assert models - {settings.SiteSettings, GenomicsSettings} == documented - {CohortSettings, SearchRange}
     assert set(settings.SiteSettings.model_fields) == {"site", "tables", "imaging", "genomics", "consent", "policy"}
 
 

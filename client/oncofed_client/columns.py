@@ -180,6 +180,15 @@ def _numeric(
     return read
 
 
+def _bent(
+    column: str, values: NDArray[np.float64], spec: NumericColumn | None
+) -> tuple[NDArray[np.float64], list[str]]:
+    """A numeric column, (n, 1 + knots), and behind it what is above each of its knots."""
+    bends = spec.bends if isinstance(spec, NumericColumn) else {}
+    above = [np.maximum(values - knot, 0) for knot in bends.values()]
+    return np.stack([values, *above], axis=1), [column, *(column + bend for bend in bends)]
+
+
 def _encoded(
     column: str,
     place: Place,
@@ -228,7 +237,7 @@ def read_modality(
         if isinstance(spec, _Declared):
             values, own = _encoded(column, place, spec, patients, problems)
         else:
-            values, own = numeric[column][:, None], [column]
+            values, own = _bent(column, numeric[column], spec)
         parts.append(values)
         names += own
     block = np.concatenate(parts, axis=1) if parts else np.empty((len(patients), 0))

@@ -148,8 +148,10 @@ def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
             continue
         if column.kind == "categorical":
             names += [f"{name}={category}" for category in column.categories]
-        else:
-            names.append(name)
+            continue
+        names.append(name)
+        if isinstance(column, NumericColumn):
+            names += [name + bend for bend in column.bends]
     return tuple(names)
 
 

@@ -32,10 +32,12 @@ def _column_factors(plan: Plan, columns: Columns) -> Tensor | None:
     return torch.tensor([len(c) ** block * emphases[m] for m, c in sorted(columns.items()) for _ in c])
 
 
-def _members(columns: Columns) -> Tensor:
-    """Which column is of which modality, (columns, modalities) of 0 and 1, both in sorted order of modalities."""
+def _marks(plan: Plan, columns: Columns) -> Tensor:
+    """How strongly the linear path sees who has which modality, (columns, modalities that are marked): one entry per column."""
+    marked = [m for m in sorted(columns) if plan.modalities[m].presence]
     owners = [m for m, c in sorted(columns.items()) for _ in c]
-    return torch.tensor([[float(owner == m) for m in sorted(columns)] for owner in owners])
+    made = [[plan.modalities[m].presence * (owner == m) for m in marked] for owner in owners]
+    return torch.tensor(made, dtype=torch.float32).reshape(len(owners), len(marked))
 
 
 class FusionNetwork(nn.Module):
@@ -59,11 +61,10 @@ class FusionNetwork(nn.Module):
         self.sizes = {n: outputs(t, proportional=model.hazards == "proportional") for n, t in self.tasks.items()}
         self.input_dropout = nn.Dropout(training.input_dropout)
         self.block = _column_factors(plan, columns)
-        self.presence = _members(columns) if model.presence else None
-        self.strength = model.presence
         self.modality_dropout = ModalityDropout(training.modality_dropout, [len(c) for _, c in sorted(columns.items())])
+        self.marks = _marks(plan, columns)
         total = sum(len(c) for c in columns.values())
-        width = total + (len(columns) if model.presence else 0)
+        width = total + self.marks.shape[1]
         owners = [m for m in sorted(columns) for _ in columns[m]]
         self.places = {m: [i for i, owner in enumerate(owners) if owner == m] for m in dict.fromkeys(owners)}
         self.linear = nn.Linear(width, sum(self.sizes.values()), bias=False) if model.linear_path else None
@@ -138,7 +139,7 @@ class FusionNetwork(nn.Module):
         values = self._table(values, seen)
         raw = values.new_zeros(len(values), sum(self.sizes.values()))
         if self.linear is not None:
-            raw = raw + self.linear(self._with_presence(values[:, : seen.shape[1]], seen))
+            raw = raw + self.linear(self._with_marks(values[:, : seen.shape[1]], seen))
         if self.deep:
             raw = raw + (self.heads(self._summarise(values, seen)) if self.transformer else self._join(values, seen))
         one = values.new_ones(len(values), 1)
@@ -148,12 +149,12 @@ class FusionNetwork(nn.Module):
             for (name, task), part, baseline in zip(self.tasks.items(), split, self.baselines, strict=True)
         }
 
-    def _with_presence(self, table: Tensor, seen: Tensor) -> Tensor:
-        """What the linear path reads, (n, [modalities +] columns): before the columns a number for each modality that is there."""
-        if self.presence is None:
+    def _with_marks(self, table: Tensor, seen: Tensor) -> Tensor:
+        """What the linear path reads, (n, marked modalities + columns): a number for each marked modality that is there."""
+        if not self.marks.shape[1]:
             return table
-        there = (seen @ self.presence.to(seen.dtype)) > 0
-        return torch.cat([self.strength * there.to(table.dtype), table], dim=1)
+        there = torch.stack([(seen * (mark > 0)).any(dim=1) for mark in self.marks.T], dim=1)
+        return torch.cat([there * self.marks.amax(dim=0).to(table.dtype), table], dim=1)
 
     def _table(self, values: Tensor, seen: Tensor) -> Tensor:
         """What the network reads: columns masked and scaled by block, voxels as they are."""

@@ -151,6 +151,15 @@ class Plan(Frozen):
 
     @field_validator("model")
     @classmethod
+    def _read(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
+        marked = [n for n, m in (info.data.get("modalities") or {}).items() if m.presence]
+        if marked and not model.linear_path:
+            message = f"modalities.{marked[0]}.presence is read by the linear path, and linear_path is false"
+            raise ValueError(message)
+        return model
+
+    @field_validator("model")
+    @classmethod
     def _sides(cls, model: ModelSettings, info: ValidationInfo) -> ModelSettings:
         sides = {side_of(m) for m in (info.data.get("modalities") or {}).values()}
         if model.fusion == "two_way" and sides and not {"imaging", "genes"} <= sides:

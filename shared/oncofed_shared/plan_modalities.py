@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
-from oncofed_shared.plan_fields import Distinct, Interval, Name, Positive, ascending
+from oncofed_shared.plan_fields import Distinct, Interval, Name, NonNegative, Positive, ascending
 from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
 from oncofed_shared.plan_imaging import RegionPatch
@@ -32,20 +32,43 @@ class NumericColumn(Frozen):
     """A number; outside `range` (in `unit`) it is an error at the site.
 
     Attributes:
+        knots: a column more for each, `age>60` for 60, with max(value - knot, 0): a linear path then bends there (a linear spline).
         center, spread: its own constants of `scaling = "constants"`, after the transform; without them the modality's.
     """
 
     kind: Literal["numeric"]
     unit: str | None = None
     range: Interval | None = None
+    knots: tuple[float, ...] = ()
     center: float | None = None
     spread: Positive | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
+        content: dict[str, Any] = written(self)
+        return {k: v for k, v in content.items() if k != "knots" or v}
 
     @field_validator("range")
     @classmethod
     def _range(cls, bounds: Interval | None) -> Interval | None:
         ascending(bounds or ())
         return bounds
+
+    @field_validator("knots")
+    @classmethod
+    def _knots(cls, knots: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        ascending(knots)
+        bounds = info.data.get("range")
+        if bounds is not None and any(not bounds[0] < k < bounds[1] for k in knots):
+            message = "a knot lies inside the range"
+            raise ValueError(message)
+        return knots
+
+    @property
+    def bends(self) -> dict[str, float]:
+        """Knots by the suffix of their column's name."""
+        return {f">{k:g}": k for k in self.knots}
 
     @field_validator("spread")
     @classmethod
@@ -118,6 +141,8 @@ class Modality(Frozen):
             column that fits two names goes to the first in the alphabet).
         emphasis: factor on the scaled columns, on top of block scaling. A decay holds a modality of emphasis 2 a quarter as much:
             ridge penalties by group (van de Wiel et al. 2016).
+        presence: the linear path also reads this number where the patient has the modality, and 0 where not: who was sequenced or
+            scanned differs from who was not, and a gap filled with 0 alone blurs that. 0 is without.
         required: a patient without this modality does not take part.
         genomics: how a site that has sequencing files makes these columns from them; see `plan_genomics`.
         encoder: what makes tokens: `linear` maps of columns; `cnn`, a convolutional network over `patch`; `graph`, a network
@@ -144,6 +169,7 @@ class Modality(Frozen):
     missing: Literal["mask", "impute", "drop"] = "mask"
     tokens: Literal["one", "columns"] | Annotated[int, Field(ge=1, le=256)] | dict[Name, tuple[str, ...]] = "one"
     emphasis: Positive = 1.0
+    presence: NonNegative = 0.0
     required: bool = False
     genomics: GenomicFeatures | None = None
     extraction: RadiomicFeatures | None = None
@@ -158,7 +184,7 @@ class Modality(Frozen):
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
         unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction")
-        later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0}
+        later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0, "presence": 0.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
@@ -285,6 +311,16 @@ class Modality(Frozen):
             message = f".kind: '{reduction.kind}' leaves nothing that encoder = '{encoder}' could read"
             raise ValueError(message)
         return reduction
+
+    @field_validator("scaling")
+    @classmethod
+    def _bent(cls, scaling: str, info: ValidationInfo) -> str:
+        columns = (info.data.get("columns") or {}).values()
+        bent = any(isinstance(c, NumericColumn) and c.knots for c in columns)
+        if bent and (scaling != "zscore" or info.data.get("transform", "none") != "none"):
+            message = "a column with knots needs scaling = 'zscore' and no transform"
+            raise ValueError(message)
+        return scaling
 
     @field_validator("spread")
     @classmethod

@@ -13,7 +13,6 @@ from pydantic import (
     model_validator,
 )
 
-from oncofed_shared.plan_fields import NonNegative
 from oncofed_shared.plan_sizes import Fusion, Size, sized
 from oncofed_shared.strict import Frozen
 
@@ -32,8 +31,6 @@ class ModelSettings(Frozen):
         linear_path: a linear map from all scaled inputs to the outputs beside the fusion, which starts at zero.
         block_scaling: a modality's columns are divided by the root of their number, so that one decay holds two clinical
             columns and 1,500 genes alike (group-wise ridge; van de Wiel et al. 2016).
-        presence: the linear path also reads, for each modality, this number where the patient has it and 0 where not: who was
-            sequenced or scanned differs from who was not, and a gap filled with 0 alone blurs that. 0 is without.
         hazards: `proportional` (one risk score per patient and one baseline per interval) or `free`.
     """
 
@@ -45,7 +42,6 @@ class ModelSettings(Frozen):
     feedforward: Annotated[int, Field(ge=2, le=2048)] = 32
     linear_path: bool = True
     block_scaling: bool = True
-    presence: NonNegative = 0.0
     hazards: Literal["proportional", "free"] = "proportional"
 
     @model_validator(mode="before")
@@ -57,16 +53,8 @@ class ModelSettings(Frozen):
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that has its default: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        later = {"fusion": "transformer", "size": None, "presence": 0.0}
+        later = {"fusion": "transformer", "size": None}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
-
-    @field_validator("presence")
-    @classmethod
-    def _read(cls, presence: float, info: ValidationInfo) -> float:
-        if presence and not info.data.get("linear_path", True):
-            message = "is read by the linear path, and linear_path is false"
-            raise ValueError(message)
-        return presence
 
     @field_validator("heads")
     @classmethod

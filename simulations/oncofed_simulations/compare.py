@@ -15,7 +15,7 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan
 from oncofed_shared.storage import dump_json, write_whole
 from oncofed_simulations.compare_page import page
-from oncofed_simulations.compare_points import Place, Point, admitted, measure, read_point
+from oncofed_simulations.compare_points import Place, Point, admitted, forget, measure, read_point
 from oncofed_simulations.compare_scores import Scores, judged, scores_of, within
 from oncofed_simulations.compare_variants import (
     HOSPITAL,
@@ -166,6 +166,7 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
         whole=whole.model_dump(mode="json"), folders=_folders(plan, options), minimum=options.min_patients,
         seed=options.seed, out=options.out, trials=options.search,
     )  # fmt: skip
+    forget()
     sites, excluded = admitted(place)
     least = 2 if options.leave_hospital_out else 1
     if len(sites) < least:

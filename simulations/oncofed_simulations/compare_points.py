@@ -27,7 +27,7 @@ from oncofed_simulations.compare_variants import HOSPITAL, SHUFFLE
 from oncofed_simulations.consortium import Consortium, Run, open_site
 from oncofed_simulations.exact import Scored, metric_of, numbers_of, score_patients
 
-__all__ = ["Place", "Point", "admitted", "measure", "read_point"]
+__all__ = ["Place", "Point", "admitted", "forget", "measure", "read_point"]
 
 SUMMING = {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
 """Rules that read nothing but the mean of the sites' steps."""
@@ -104,6 +104,11 @@ def admitted(place: Place) -> tuple[dict[str, Site], dict[str, str]]:
     content = {f.name: getattr(place, f.name) for f in fields(place)}
     content |= {"folders": {n: str(f) for n, f in place.folders.items()}, "out": str(place.out)}
     return _opened(dump_json(content))
+
+
+def forget() -> None:
+    """Read the hospitals anew at the next use: their files may have changed since the last comparison of this process."""
+    _opened.cache_clear()
 
 
 def _sources(point: Point) -> dict[str, ComparedSource]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from oncofed_client import source as source_module
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import ModelSettings
-from oncofed_simulations.compare_points import ComparedSource, Place, admitted
+from oncofed_simulations.compare_points import Place, admitted
+from oncofed_simulations.compare_source import ComparedSource
 from oncofed_simulations.compare_variants import SHUFFLE, chosen_variants, whole_plan
+from oncofed_simulations.exact import numbers_of
 from oncofed_simulations.folders import site_folders
 
 
@@ -100,13 +103,98 @@ def test_a_variant_that_the_plan_cannot_express_is_one_error(small, simulate):
     assert not small.out.exists()
 
 
-@pytest.mark.skipif("fusion" in ModelSettings.model_fields, reason="the plan knows fusions")
-def test_a_fusion_that_the_plan_does_not_know_is_refused(small, simulate):
-    simulate(*call(small, "--variants", "late")).refused(3, "--variants late", "fusion")
-
-
 def test_a_folder_with_something_else_is_refused_and_kept(small, simulate):
     small.out.mkdir()
     (small.out / "letter.txt").write_text("mine", encoding="utf-8")
     simulate(*call(small, "--variants", "clinical")).refused(3, "is not a comparison")
     assert [p.name for p in small.out.iterdir()] == ["letter.txt"]
+
+
+GROUPS = {"sex": {"table": "clinical", "column": "sex", "values": ["female", "male"]}}
+
+
+def test_scores_within_groups_are_of_their_patients_alone(small, simulate):
+    small.change(evaluation={"subgroups": GROUPS}).write_study()
+    assert simulate(*call(small, "--variants", "clinical,linear", "--leave-hospital-out")).code == 0
+    entry = json.loads((small.out / "compare.json").read_bytes())["variants"]["linear"]["response"]
+    points = [json.loads(p.read_bytes()) for p in (small.out / "points").glob("linear.*")]
+    for number, group in enumerate(("female", "male")):
+        shown, truth = [], []
+        for point in points:
+            rows = np.array(point["groups"]["sex"]) == number
+            task = point["tasks"]["response"]
+            shown.append(np.array(task["predictions"])[rows])
+            truth.append(np.array(task["labels"])[rows])
+        wanted = numbers_of(small.plan, "response", np.concatenate(shown), np.concatenate(truth))["auc"]
+        assert entry["within"]["sex"][group]["metric"] == pytest.approx(wanted)
+        assert entry["within"]["sex"][group]["patients"] > 0
+    html = (small.out / "compare.html").read_text(encoding="utf-8")
+    assert "Within sex" in html
+
+
+def test_a_hospital_is_read_once_in_a_process(small, simulate, monkeypatch):
+    read: list[str] = []
+    whole = source_module.read_cohort
+    monkeypatch.setattr(
+        source_module, "read_cohort", lambda folder, *rest: (read.append(folder.name), whole(folder, *rest))[1]
+    )
+    assert simulate(*call(small, "--variants", "clinical,linear", "--folds", "2")).code == 0
+    assert sorted(read) == sorted(h.name for h in small.hospitals)
+
+
+def test_only_patients_who_have_it_all_take_part(small, simulate):
+    words = call(small, "--variants", "clinical,linear", "--folds", "2", "--min-patients", "1")
+    simulate(*words, "--patients-with", "scans").refused(3, "--patients-with scans", "no modality 'scans'")
+    assert simulate(*words, "--patients-with", "genes,radiomics").code == 0
+    result = json.loads((small.out / "compare.json").read_bytes())
+    both = [h for h in small.hospitals if {"genes", "radiomics"} <= set(h.tables)]
+    ids = [set(h.tables["genes"]["patient_id"]) & set(h.tables["radiomics"]["patient_id"]) for h in both]
+    assert 0 < result["protocol"]["patients"] <= sum(len(i) for i in ids)
+    assert result["protocol"]["hospitals"] == [h.name for h in both]
+    assert result["variants"]["linear"]["response"]["detectable"] > 0
+    simulate(*words).refused(3, "another comparison")
+
+
+@pytest.mark.parametrize("held", [("--folds", "2"), ("--leave-hospital-out",)])
+@pytest.mark.parametrize("batch", ["all", 16])
+def test_a_search_says_what_it_chose_for_each_point(small, simulate, held, batch):
+    ranges = {"modalities.genes.emphasis": {"low": 0.2, "high": 5.0, "log": True}}
+    small.change(simulation={"search": ranges}, training={"batch": batch}).write_study()
+    assert simulate(*call(small, "--variants", "clinical,linear", *held, "--search", "3")).code == 0
+    result = json.loads((small.out / "compare.json").read_bytes())
+    assert result["protocol"]["search"] == 3
+    assert len(result["chosen"]["linear"]) == (2 if "--folds" in held else len(small.hospitals))
+    for chosen in result["chosen"]["linear"].values():
+        assert chosen["inner"] >= chosen["planned"]
+        assert 0.2 <= chosen["values"]["modalities.genes.emphasis"] <= 5
+    assert all(c["values"] == {} for c in result["chosen"]["clinical"].values())
+
+
+def test_what_a_search_chooses_does_not_depend_on_test_patients(small, simulate):
+    """The labels of a held-out hospital are turned round: what is chosen for the point that holds it out stays."""
+    ranges = {
+        "modalities.genes.emphasis": {"low": 0.2, "high": 5.0, "log": True},
+        "training.rate": {"low": 0.01, "high": 1.0},
+    }
+    small.change(simulation={"search": ranges}).write_study()
+    words = call(small, "--variants", "linear", "--leave-hospital-out", "--search", "4")
+    assert simulate(*words).code == 0
+    point = small.out / "points" / f"linear.hospital-{small.hospitals[1].name}.json"
+    first = json.loads(point.read_bytes())
+    turned = small.hospitals[1].tables["clinical"]
+    turned["response"] = [{"yes": "no", "no": "yes"}.get(v, v) for v in turned["response"]]
+    turned |= {name: turned[name][::-1] for name in ("os_days", "os_event")}
+    shutil.rmtree(small.sites / small.hospitals[1].name)
+    small.hospitals[1].write(small.sites)
+    point.unlink()
+    assert simulate(*words).code == 0
+    second = json.loads(point.read_bytes())
+    assert first["chosen"] == second["chosen"]
+    assert first["tasks"]["response"]["predictions"] == second["tasks"]["response"]["predictions"]
+    assert first["tasks"]["response"]["labels"] != second["tasks"]["response"]["labels"]
+
+
+def test_a_search_and_sensitivity_do_not_go_together(small, simulate):
+    simulate(*call(small, "--variants", "linear", "--search", "2", "--sensitivity")).refused(
+        3, "--search", "--sensitivity"
+    )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from oncofed_client.cohort import Cohort, consented, read_cohort, split_patients
 from oncofed_client.settings import SiteSettings, settings_from_study
 from oncofed_shared.errors import ConfigError, DataError, ExitCode, PolicyRefusal
+from oncofed_shared.features import encoded_columns
 from oncofed_shared.plan import Plan, parse, validate
 
 GLIOMA = Path(__file__).resolve().parents[3] / ".." / "shared" / "data" / "glioma"
@@ -110,6 +111,39 @@ def test_categories_ranks_classes_and_units(tmp_path: Path) -> None:
     np.testing.assert_array_equal(cohort.labels["os"], [[14, 1], [0, 0], [nan, nan]])
     assert cohort.labels["idh"].tolist() == [1, -1, 0]
     assert cohort.labels["idh"].dtype == np.int64
+
+
+def test_a_column_has_one_more_for_each_knot(tmp_path: Path) -> None:
+    site = site_of(tmp_path, {"clinical": CLINICAL})
+    age = {"kind": "numeric", "range": [0, 120], "knots": [55, 62.5]}
+    plan = plan_of(modalities={"clinical": {"columns": {"age": age}}})
+    cohort = read_cohort(tmp_path, site, plan)
+    assert cohort.columns["clinical"] == ("age", "age>55", "age>62.5")
+    assert cohort.columns["clinical"] == encoded_columns(plan.modalities["clinical"])
+    np.testing.assert_array_equal(cohort.values["clinical"], [[50, 0, 0], [70, 15, 7.5]])
+
+
+@pytest.mark.parametrize(
+    ("age", "more", "message"),
+    [
+        ({"knots": [60, 50]}, {}, "must be strictly ascending"),
+        ({"knots": [130], "range": [0, 120]}, {}, "a knot lies inside the range"),
+        ({"knots": [60]}, {"scaling": "minmax"}, "needs scaling = 'zscore'"),
+        ({"knots": [60]}, {"transform": "log"}, "no transform"),
+    ],
+)
+def test_knots_that_mean_nothing_are_refused(age: dict[str, Any], more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(modalities={"clinical": {"columns": {"age": {"kind": "numeric", **age}}, **more}})
+
+
+def test_without_knots_a_plan_s_hash_is_as_it_was() -> None:
+    columns = {"age": {"kind": "numeric"}}
+    plain = plan_of(modalities={"clinical": {"columns": columns}})
+    assert b"knots" not in plain.canonical
+    bent = plan_of(modalities={"clinical": {"columns": {"age": {"kind": "numeric", "knots": [60]}}}})
+    assert bent.hash != plain.hash
+    assert parse(bent.model_dump(mode="json")).hash == bent.hash
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,9 @@ TWO = {"kind": "classification", "label": "two", "classes": ["no", "yes"]}
 THREE = {"kind": "classification", "label": "three", "classes": ["a", "b", "c"], "weight": 0.5}
 
 
-def plan_of(tasks: dict[str, Any] | None = None, genes: Any = 2, dtype: str = "float32", **model: Any) -> Plan:
+def plan_of(
+    tasks: dict[str, Any] | None = None, genes: Any = 2, dtype: str = "float32", presence: float = 0.0, **model: Any
+) -> Plan:
     clinical = {
         "age": {"kind": "numeric"},
         "sex": {"kind": "categorical", "categories": ["f", "m"]},
@@ -47,8 +49,8 @@ def plan_of(tasks: dict[str, Any] | None = None, genes: Any = 2, dtype: str = "f
             "tasks": tasks or {"os": SURVIVAL, "two": TWO, "three": THREE},
             "modalities": {
                 "clinical": {"columns": clinical, "tokens": "columns"},
-                "genes": {"patterns": ["{gene}_rna"], "tokens": genes, "side": "genes"},
-                "texture": {"patterns": ["*"], "tokens": {"glcm": ["glcm_*"]}, "side": "imaging"},
+                "genes": {"patterns": ["{gene}_rna"], "tokens": genes, "side": "genes", "presence": 2 * presence},
+                "texture": {"patterns": ["*"], "tokens": {"glcm": ["glcm_*"]}, "side": "imaging", "presence": presence},
             },
             "model": {"width": 8, "heads": 2, "layers": 1, "feedforward": 12, **model},
             "training": {"rounds": 1, "dtype": dtype},
@@ -393,13 +395,13 @@ def test_presence_adds_a_number_for_each_modality_that_is_there() -> None:
     plan = plan_of({"two": TWO}, layers=0, presence=0.5)
     network = build(plan, COLUMNS, 0)
     assert network.linear is not None
-    assert network.linear.weight.shape == (1, WIDTH + 3)
+    assert network.linear.weight.shape == (1, 2 + WIDTH)
     with torch.no_grad():
-        network.linear.weight[0, :3] = torch.tensor([1.0, 10.0, 100.0])
+        network.linear.weight[0, :2] = torch.tensor([1.0, 10.0])
     seen = torch.zeros(3, WIDTH)
     seen[1, 5], seen[2, 0], seen[2, 11] = 1, 1, 1
     shown = network(torch.zeros(3, WIDTH), seen)["two"][:, 0]
-    torch.testing.assert_close(shown, torch.tensor([0.0, 5.0, 50.5]))
+    torch.testing.assert_close(shown, torch.tensor([0.0, 1.0, 5.0]))
 
 
 def test_what_is_not_used_leaves_a_plan_s_hash_as_it_was() -> None:

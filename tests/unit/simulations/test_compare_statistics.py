@@ -46,3 +46,11 @@ def test_the_jackknife_of_a_mean_of_equal_groups_is_its_standard_error():
     found = jackknife(float(groups.mean()), without, [1] * 8, 0.0)
     assert found.variance == pytest.approx(float(np.var(groups, ddof=1)) / 8)
     assert found.freedom == 7
+
+
+def test_a_detectable_difference_is_found_four_times_in_five():
+    rng = np.random.default_rng(0)
+    size, folds = 1.0, 40
+    least = over_folds(list(stats.norm.ppf((np.arange(folds) + 0.5) / folds)), 0.0).detectable()
+    found = [over_folds(list(rng.normal(least, size, folds)), 0.0).p(corrected=True) < 0.05 for _ in range(4000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
