@@ -116,7 +116,7 @@ def test_the_readme_lists_every_command_and_every_option_of_run():
 
     def leaves(command: click.Command, words: tuple[str, ...]) -> list[tuple[str, ...]]:
         if isinstance(command, click.Group):
-            return [leaf for n, c in command.commands.items() for leaf in leaves(c, (*words, n))]
+            return [leaf for n, c in command.commands.items() for leaf in leaves(c, (*words, n)) if not c.hidden]
         return [words]
 
     every = [" ".join(leaf) for name, command in scripts().items() for leaf in leaves(command, (name,))]

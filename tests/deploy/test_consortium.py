@@ -175,7 +175,7 @@ def test_the_doctor_finds_a_running_site_sound(run: WholeRun):
     assert said["sound"]
 
 
-def test_an_empty_status_is_not_what_an_aggregator_shows(run: WholeRun):
+def test_status_shows_that_both_studies_are_done(run: WholeRun):
     shown = json.loads(run.consortium.aggregator("status", "--json"))
     assert {s["name"]: s["phase"] for s in shown["studies"]} == {OPEN: "done", PRIVATE: "done"}
     assert OPEN in run.consortium.aggregator("status")
