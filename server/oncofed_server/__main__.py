@@ -26,6 +26,7 @@ from oncofed_server.service.registry import revoke as take_out
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, add_study, find_study, read_any_study
 from oncofed_shared.commands import run_app
+from oncofed_shared.enrolment import read_enrolment
 from oncofed_shared.errors import ConfigError, StorageError
 from oncofed_shared.plan import load
 from oncofed_shared.public_keys import key_fingerprint, public_of
@@ -119,8 +120,9 @@ def enrol(
     opened = Folder.open(folder)
     answer = take_in(opened, _read(request), now=time.time(), plan_key=None if plan_key is None else read_key(plan_key))
     write_whole(out, answer)
+    site = read_enrolment(answer).site
     for member in members(opened):
-        if f"{member.site}.request" and (opened.sites / f"{member.site}.request").read_bytes() == _read(request):
+        if member.site == site:
             print(f"{member.site}: {member.fingerprint} ({member.standing})")
     print(f"answer: {out}, signed by {key_fingerprint(public_of(opened.own_key()))}")
 

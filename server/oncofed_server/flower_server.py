@@ -40,7 +40,8 @@ from oncofed_shared.storage import dump_json, write_whole
 
 __all__ = ["app", "drive_study"]
 
-PAUSE = 0.05
+FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
+"""Seconds between two looks at the grid: the longer, the longer nothing has come."""
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
 COUNT_SECONDS = 600.0
 MOST_NOTES = 50
@@ -185,6 +186,7 @@ class _Driver:
             say=self._note,
         )
         wished = looked = time.monotonic()
+        pause = FIRST_PAUSE
         while not over():
             moved = exchange.advance()
             now = time.monotonic()
@@ -196,8 +198,9 @@ class _Driver:
                 looked = now
                 courier.nodes = self._nodes()
             self._tell(status() | {"waiting": dict(exchange.waiting), "connected": sorted(courier.nodes)})
+            pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * 1.2)
             if not moved:
-                time.sleep(PAUSE)
+                time.sleep(pause)
         self._tell(status() | {"waiting": {}}, at_once=True)
 
     def _nodes(self) -> dict[str, int]:

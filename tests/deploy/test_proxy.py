@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import environment, free_port, superlink_port
 from oncofed_server.service.proxy import FLEET_PATHS
-from oncofed_server.service.registry import enrol
+from oncofed_server.service.registry import enrol, revoke
 from oncofed_shared.enrolment import write_enrolment_request
 from oncofed_shared.public_keys import public_of
 
@@ -34,6 +34,7 @@ pytestmark = [
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed: apt-get install nginx-light"),
 ]
 PATIENCE = 120.0
+PLAN_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 @dataclass(kw_only=True)
@@ -76,16 +77,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         root / "hub",
         name="hub",
         address=f"127.0.0.1:{port}",
-        plan_key=public_of(Ed25519PrivateKey.generate()),
+        plan_key=public_of(PLAN_KEY),
         now=time.time(),
     )
-    gate = ec.generate_private_key(ec.SECP384R1())
     key = root / "node.key"
-    key.write_bytes(gate.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
-    key.chmod(0o600)
-    text = gate.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
-    request = write_enrolment_request(site="site-1", node_key=text, key=Ed25519PrivateKey.generate())
-    enrol(folder, request, now=time.time())
+    _enrol(folder, "site-1", key)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     with (root / "start.log").open("wb") as log:
         process = subprocess.Popen(
@@ -106,6 +102,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert process.wait(60) == 0
         # Nothing that it started is left.
         assert [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def _enrol(folder: Folder, site: str, path: Path) -> None:
+    """Enrol a site whose gate's key goes to a file."""
+    gate = ec.generate_private_key(ec.SECP384R1())
+    path.write_bytes(gate.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    path.chmod(0o600)
+    text = gate.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+    request = write_enrolment_request(site=site, node_key=text, key=Ed25519PrivateKey.generate())
+    enrol(folder, request, now=time.time())
 
 
 def _open(port: int) -> bool:
@@ -235,6 +241,24 @@ def _supernode(service: Service, key: Path, home: Path) -> subprocess.Popen[byte
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def test_a_site_that_comes_later_is_let_in_and_a_revoked_one_is_thrown_out(service: Service, tmp_path: Path) -> None:
+    _enrol(service.folder, "site-2", tmp_path / "late.key")
+    said = service.folder.run / "dispatcher.log"
+    _wait("it is let in", lambda: "site-2: its gate is let in" in said.read_text())
+    log = service.folder.run / "superlink.log"
+    before = log.read_text().count("Activated node_id")
+    node = _supernode(service, tmp_path / "late.key", tmp_path / "home")
+    try:
+        _wait("its node is activated", lambda: log.read_text().count("Activated node_id") > before)
+        revoke(service.folder, "site-2", PLAN_KEY, now=time.time())
+        _wait("it is thrown out", lambda: "site-2: its gate is no longer let in" in said.read_text())
+        # The SuperNode ends by itself, and is not let in again.
+        assert node.wait(PATIENCE) != 0
+    finally:
+        node.kill()
+        node.wait()
 
 
 def test_a_renewed_certificate_is_shown_without_a_restart(service: Service) -> None:

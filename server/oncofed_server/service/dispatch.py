@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -37,6 +39,8 @@ GRACE = 60.0
 MOST_DEATHS = 10
 """Runs in a row that may die without a single new event in the journal; then a person has to look."""
 CALL_SECONDS = 60.0
+MOST_LOG = 32 << 20
+"""Bytes of a program's log: Flower writes a line for every request."""
 BUNDLE = Path(oncofed_server.__file__).with_name("bundle")
 
 
@@ -73,6 +77,7 @@ class Dispatcher:
         while not self.stop.wait(LOOK):
             try:
                 self._renewed_certificate()
+                self._shorten_logs()
                 if self._superlink_answers():
                     self._register()
                     for study in all_studies(self.folder):
@@ -110,6 +115,13 @@ class Dispatcher:
                 proxy.send_signal(signal.SIGHUP)
                 self._reloaded = made
                 self.say("proxy: takes the new certificate")
+
+    def _shorten_logs(self) -> None:
+        """Keep the newest part of each program's log and one part before it; they are written at their end, wherever that is."""
+        for log in self.folder.run.glob("*.log"):
+            if log.stat().st_size > MOST_LOG:
+                shutil.copyfile(log, log.with_suffix(".log.1"))
+                os.truncate(log, 0)
 
     # -- nodes ----------------------------------------------------------------------------------------------------------------
 
