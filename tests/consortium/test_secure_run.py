@@ -11,6 +11,7 @@ from oncofed_client.randomness import Randomness
 from oncofed_client.session import training_set
 from oncofed_client.settings import Policy
 from oncofed_server.aggregator import Phase
+from oncofed_server.spending import spending
 from oncofed_shared import secagg
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_gradient
 from oncofed_shared.errors import ConfigError, Interrupted
@@ -18,7 +19,6 @@ from oncofed_shared.layout import Layout
 from oncofed_shared.messages import Contribution, Evaluate, Head, Refusal, Summarise, Train, from_bytes
 from oncofed_shared.network import build
 from oncofed_shared.noised_tables import coarse_counts, coarse_entries, placed_grid
-from oncofed_server.spending import spending
 
 
 def open_sum(world):
