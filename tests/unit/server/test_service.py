@@ -125,6 +125,25 @@ def test_a_folder_is_made_once_and_whole(hub: Hub, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             Folder.create(tmp_path / "other", name="hub", address=address, plan_key=bytes(32), now=0.0)
         assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match="cannot be made a folder"):
+        Folder.create(hub.root / "plan.pub", name="hub", address="a:1", plan_key=bytes(32), now=0.0)
+
+
+def test_a_wrong_plan_key_renews_nothing(hub: Hub) -> None:
+    new_key(hub.root / "other.key")
+    before = {p: p.read_bytes() for p in hub.path.rglob("*") if p.is_file()}
+    for key, said in ((hub.root / "other.key", "sites know"), (hub.root / "plan.pub", "is not a private key")):
+        result = CliRunner().invoke(app, ["renew", "--step-key", "--plan-key", str(key), "--dir", str(hub.path)])
+        assert isinstance(result.exception, OncofedError)
+        assert said in str(result.exception)
+    assert {p: p.read_bytes() for p in hub.path.rglob("*") if p.is_file()} == before
+
+
+def test_what_is_no_request_is_named_by_its_file(hub: Hub) -> None:
+    wrong = hub.root / "wrong.request"
+    wrong.write_bytes(b"[]")
+    with pytest.raises(DataError, match=r"wrong\.request: is not a signed oncofed file"):
+        hub.on("enrol", str(wrong), "--out", str(hub.root / "answer"))
 
 
 def test_the_authority_signs_servers_of_these_names_and_cannot_make_another_authority(hub: Hub) -> None:
