@@ -40,3 +40,7 @@ def predict(
     typer.echo(
         f"{out}: {len(made.patients)} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."
     )
+    for task in trained.plan.task_names:
+        # `.observed` from calibration; `.days` between which the model sees the event of 80 patients in a hundred.
+        if not any(c.startswith((f"{task}.observed.", f"{task}.days_")) for c in made.columns):
+            typer.echo(f"{task}: has no interval; this model's study released no table from which it could be read.")

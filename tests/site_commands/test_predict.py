@@ -108,6 +108,19 @@ def test_a_model_that_does_not_fit_its_seal_is_refused(run: Run, site: Path, mod
     assert not (tmp_path / "other.csv").exists()
 
 
+def test_a_model_that_was_never_calibrated_says_so(run: Run, site: Path, model: Path, tmp_path: Path):
+    out = tmp_path / "risk.csv"
+    assert "has no interval" not in run("predict", site, "--model", model, "--out", out)[1]
+    assert "response.observed.low" in out.read_text().splitlines()[0]
+    arrays, facts = read_arrays(model)
+    write_arrays(model, arrays, facts | {"certainty": {}})
+    code, said, _ = run("predict", site, "--model", model, "--out", out)
+    assert (code, "response: has no interval" in said, "survival: has no interval" in said) == (0, True, False)
+    columns = out.read_text().splitlines()[0].split(",")
+    assert "response.observed.low" not in columns
+    assert {"survival.days_10", "survival.days_90"} <= set(columns)
+
+
 def test_wrong_files_have_one_clear_error(run: Run, site: Path, trained: Path, tmp_path: Path):
     out = tmp_path / "risk.csv"
     bad = tmp_path / "bad.safetensors"
