@@ -17,6 +17,7 @@ from oncofed_client.options import OwnState, Site, Study
 from oncofed_client.whereabouts import site_place
 from oncofed_client.words import day
 from oncofed_shared.errors import DataError, ExitCode, PolicyRefusal
+from oncofed_shared.plan import NoPrivacy
 
 __all__ = [
     "approve_command",
@@ -72,6 +73,12 @@ def approve_command(
     if objections:
         raise PolicyRefusal(*(f"{found.name}: {line}" for line in objections), code="policy")
     enrolment = installed(place.state)
+    reserved = False
+    if not counting:
+        from oncofed_client.reserving import reserve_run  # noqa: PLC0415 - as above
+
+        # Before the approval is written: if that fails, something is reserved too much, and never too little.
+        reserved = reserve_run(found, place, settings, now=now)
     approve(
         place.state,
         found.content,
@@ -85,6 +92,10 @@ def approve_command(
     typer.echo(
         f"Study {found.name} is approved for {'counting' if counting else 'training'} at site {name}: {found.id}"
     )
+    if reserved:
+        typer.echo("All that it may cost is reserved in the ledger; `withdraw` gives back what it has not spent.")
+    elif not counting and not isinstance(found.plan.privacy, NoPrivacy):
+        typer.echo("Its budget is reserved when the run begins: its columns, and so its size, are agreed on only then.")
     typer.echo(f"Take it back at any time: oncofed-site withdraw {found.id[:12]} --site {site} --reason ...")
 
 
@@ -101,8 +112,14 @@ def withdraw_command(
     if known.withdrawn:
         raise PolicyRefusal(f"{study}: was withdrawn already, {day(known.decided[-1].at)}", code="unapproved-plan")
     site_name = known.decided[-1].site
-    withdraw(place.state, known.study.id, now=time.time(), site=site_name, reason=reason, by=by)
+    now = time.time()
+    withdraw(place.state, known.study.id, now=now, site=site_name, reason=reason, by=by)
     typer.echo(f"Study {known.study.name} is withdrawn at site {site_name}; the next message of it is refused.")
+    if not isinstance(known.study.plan.privacy, NoPrivacy):
+        from oncofed_client.reserving import free_run  # noqa: PLC0415 - accountants take seconds to import
+
+        if free_run(known.study, place.state, site=site_name, now=now):
+            typer.echo("What it had reserved and never asked for is free again; what it has cost stays charged.")
 
 
 @model_app.command("list")

@@ -91,11 +91,11 @@ def install(state: Path, answer: Path, *, fingerprint: str | None, now: float) -
         PolicyRefusal: this site is enrolled with another aggregator.
     """
     content = read_bounded(answer)
-    found = read_enrolment(content)
+    found = read_enrolment(content, where=str(answer))
     path = state / REQUEST_FILE
     if not path.exists():
         raise ConfigError(f"{path}: does not exist; make a request first: oncofed-site enrol request")
-    asked = read_enrolment_request(read_bounded(path))
+    asked = read_enrolment_request(read_bounded(path), where=str(path))
     own = public_of(identity_of(state))
     if (found.site, found.identity) != (asked.site, own):
         raise RemoteProtocolError(

@@ -20,8 +20,8 @@ from oncofed_server.report import headline
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, public_file, read_key, read_public_key
 from oncofed_server.service.prepare import EPOCH_DAYS, STUDY_DAYS, prepare
+from oncofed_server.service.registry import check_plan_key, members, publish_roster
 from oncofed_server.service.registry import enrol as take_in
-from oncofed_server.service.registry import members, publish_roster
 from oncofed_server.service.registry import revoke as take_out
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, add_study, find_study, read_any_study
@@ -97,12 +97,16 @@ def renew(
 ) -> None:
     """New certificates; with --plan-key a fresh roster; with --step-key a new step key. What was signed before goes on."""
     opened = Folder.open(folder)
+    signing = None if plan_key is None else read_key(plan_key)
+    if signing is not None:
+        # Before anything is renewed: a wrong key renews nothing.
+        check_plan_key(opened, signing)
     opened.make_certificates(now=time.time())
     print("certificates: new; a running proxy takes them within a minute")
     if step_key:
         print(f"step key: {key_fingerprint(opened.renew_step_key().step_key)}; older studies keep theirs")
-    if plan_key is not None:
-        epoch = publish_roster(opened, read_key(plan_key), now=time.time())
+    if signing is not None:
+        epoch = publish_roster(opened, signing, now=time.time())
         print(f"roster: epoch {epoch.number}, {len(epoch.sites)} sites")
 
 
@@ -118,7 +122,8 @@ def enrol(
 ) -> None:
     """Take a site in and answer its request. Compare the fingerprints by telephone before you send the answer."""
     opened = Folder.open(folder)
-    answer = take_in(opened, _read(request), now=time.time(), plan_key=None if plan_key is None else read_key(plan_key))
+    key = None if plan_key is None else read_key(plan_key)
+    answer = take_in(opened, _read(request), now=time.time(), plan_key=key, where=str(request))
     write_whole(out, answer)
     site = read_enrolment(answer).site
     for member in members(opened):

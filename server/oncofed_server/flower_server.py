@@ -7,6 +7,7 @@ process, the dispatcher submits another run, and that goes on where the journal 
 from __future__ import annotations
 
 import logging
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -187,15 +188,16 @@ class _Driver:
             book=book,
             say=self._note,
         )
-        wished = looked = time.monotonic()
+        looked, wished = time.monotonic(), -math.inf
         pause = FIRST_PAUSE
         while not over():
-            moved = exchange.advance()
             now = time.monotonic()
+            # Before the first message too: a run may begin after somebody paused or cancelled its study.
             if now - wished > LOOK_AT_WISHES:
                 wished = now
                 if self.place.wanted is not wanted:
                     break
+            moved = exchange.advance()
             if now - looked > LOOK_AT_NODES and set(asking.pending) - set(courier.nodes):
                 looked = now
                 courier.nodes = self._nodes()

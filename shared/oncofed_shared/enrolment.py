@@ -122,8 +122,12 @@ def write_enrolment_request(*, site: str, node_key: str, key: Ed25519PrivateKey)
     return sign_document(REQUEST, body, key)
 
 
-def read_enrolment_request(content: bytes) -> EnrolmentRequest:
+def read_enrolment_request(content: bytes, *, where: str = "enrolment request") -> EnrolmentRequest:
     """Read a request.
+
+    Args:
+        content: of the file.
+        where: the file's name, for messages.
 
     Guarantees:
         - The identity that it names has signed it.
@@ -131,7 +135,7 @@ def read_enrolment_request(content: bytes) -> EnrolmentRequest:
     Raises:
         DataError: it is no request, is damaged, or was signed by another key.
     """
-    document = read_document(content, REQUEST, signer=None)
+    document = read_document(content, REQUEST, signer=None, where=where)
     body = _checked(_RequestBody, document.body, REQUEST)
     identity = bytes.fromhex(body.identity)
     if identity != document.key:
@@ -177,8 +181,12 @@ def write_enrolment(
     return sign_document(ANSWER, body, key)
 
 
-def read_enrolment(content: bytes) -> Enrolment:
+def read_enrolment(content: bytes, *, where: str = "answer to an enrolment") -> Enrolment:
     """Read an answer.
+
+    Args:
+        content: of the file.
+        where: the file's name, for messages.
 
     Guarantees:
         - It was signed by the key under `signer`; whose that is, a person has to ask by telephone.
@@ -186,7 +194,7 @@ def read_enrolment(content: bytes) -> Enrolment:
     Raises:
         DataError: it is no answer, or it is damaged.
     """
-    document = read_document(content, ANSWER, signer=None)
+    document = read_document(content, ANSWER, signer=None, where=where)
     body = _checked(_AnswerBody, document.body, ANSWER)
     _check_certificate(body.certificate)
     return Enrolment(

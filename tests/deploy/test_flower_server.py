@@ -341,7 +341,7 @@ def test_with_a_smaller_quorum_it_goes_on_without_the_one_that_left(new_world: C
     assert not (model_folder(world.states["site-2"], world.place.study) / "model.safetensors").exists()
 
 
-def test_pause_and_resume_and_cancel(new_world: Callable[..., World]) -> None:
+def test_pause_and_resume(new_world: Callable[..., World]) -> None:
     world = new_world()
     world.away = {"site-3"}
     thread = Thread(target=world.drive)
@@ -357,6 +357,28 @@ def test_pause_and_resume_and_cancel(new_world: Callable[..., World]) -> None:
     world.drive()
     assert world.place.status["phase"] == "done"
     assert status_of(world.folder, now=time.time())["studies"][0]["phase"] == "done"
+
+
+@pytest.mark.parametrize("wanted", [Wanted.CANCEL, Wanted.PAUSE])
+def test_a_run_that_begins_after_somebody_cancelled_or_paused_asks_nothing(
+    new_world: Callable[..., World], wanted: Wanted
+) -> None:
+    world = new_world()
+    world.away = {"site-3"}
+    thread = Thread(target=world.drive)
+    thread.start()
+    _wait(lambda: list(world.place.status.get("waiting", {})) == ["site-3"])
+    world.place.want(wanted)
+    thread.join(30)
+    assert not thread.is_alive()
+    asked = len(world.wire)
+    assert asked
+    world.away = set()
+    world.drive()
+    assert len(world.wire) == asked
+    assert not world.place.final.exists()
+    words = {Wanted.CANCEL: "cancelled", Wanted.PAUSE: "paused"}
+    assert status_of(world.folder, now=time.time())["studies"][0]["phase"] == words[wanted]
 
 
 def test_patients_are_counted_where_that_is_approved_and_training_is_not(new_world: Callable[..., World]) -> None:

@@ -11,18 +11,38 @@ from typing import Any
 import pytest
 
 from oncofed_client.approvals import approved
+from oncofed_client.contributor import Contributor
+from oncofed_client.identity import public_half
 from oncofed_client.known_rosters import keep_roster
 from oncofed_client.leaving import exchanges, leaving
+from oncofed_client.ledger import LEDGER_FILE
+from oncofed_client.ledger_verify import read_account
 from oncofed_client.predicting import read_model
+from oncofed_client.reserving import known_parameters
+from oncofed_client.settings import load_settings
+from oncofed_client.site import Site
+from oncofed_client.source import FolderSource
+from oncofed_shared.features import encoded_columns, no_sums, prepare
 from oncofed_shared.layers import shared_layout
-from oncofed_shared.messages import Contribution, Description, Summary, Tables, Update, from_bytes
+from oncofed_shared.messages import (
+    Contribution,
+    Description,
+    Head,
+    Open,
+    Ready,
+    Summary,
+    Tables,
+    Trial,
+    Update,
+    from_bytes,
+)
 from oncofed_shared.plan import NoPrivacy, Plan
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.roster import write_roster
 from oncofed_shared.signed_study import read_study
 from oncofed_simulations.run import Options, run_study
 
-from .conftest import OTHER_KEY, PLAN_KEY, PRIVATE_PLAN, STEP_KEY, Papers, Run
+from .conftest import OTHER_KEY, PLAN_KEY, PRIVATE, PRIVATE_PLAN, STEP_KEY, Papers, Run
 
 Make = Callable[..., Plan]
 
@@ -257,3 +277,85 @@ def test_what_is_said_to_leave_is_what_leaves(
     for size, words in large:
         item = next(i for w, i in said.items() if words in w)
         assert item.bytes <= size <= item.bytes + 300
+
+
+CLINICAL = {
+    "table": "clinical",
+    "tokens": "columns",
+    "scaling": "none",
+    "columns": {
+        "age": {"kind": "numeric", "unit": "years", "range": [0, 120]},
+        "sex": {"kind": "categorical", "categories": ["female", "male"]},
+    },
+}
+NAMED = {"privacy": PRIVATE, "modalities": {"clinical": CLINICAL}}
+"""Changes that make the small plan a private one whose columns are its constants."""
+AT_THE_SITE = PRIVATE_PLAN | {
+    "privacy": {k: PRIVATE[k] for k in ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")}
+    | {"noise": "site"}
+}
+
+
+@pytest.mark.parametrize("changes", [NAMED, AT_THE_SITE], ids=["consortium", "site"])
+def test_approving_a_private_study_reserves_all_of_it_and_withdrawing_frees_it(
+    *, run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, changes: dict[str, Any]
+):
+    """Protocol, rule 16: what the run asks for when it opens is what was reserved here, to the last digit."""
+    plan = make_plan(**changes)
+    study = papers.study(plan)
+    assert run("approve", study, "--site", site, "--counting")[0] == 0
+    assert not (state / LEDGER_FILE).exists()
+    code, out, _ = run("approve", study, "--site", site)
+    assert (code, "is reserved in the ledger" in out) == (0, True)
+    account = read_account(state / LEDGER_FILE, public_half(state))
+    (reserved,) = account.plans.values()
+    assert reserved.state == "open"
+    # A real site opens the run: the ledger takes the same charges, or it would refuse them as others.
+    settings = load_settings(site)
+    contributor = Contributor(
+        site="site-1", state=state, identities=dict, policy=settings.policy, clock=time.time, synced=False
+    )
+    here = Site(FolderSource(site, settings, state=state), {plan.hash: plan}, minimum_cohort=1, contributor=contributor)
+    head = Head(session="session-of-small", step=0, attempt=0, plan_hash=plan.hash, trial=Trial(seed=0))
+    columns = {m: encoded_columns(v) or ("a", "b") for m, v in sorted(plan.modalities.items())}
+    preparation = prepare(plan, columns, no_sums(plan, columns))
+    answer = here.handle(Open(head=head, columns=columns, arrays=preparation.arrays()))
+    contributor.ledger.close()
+    assert isinstance(answer, Ready), here.journal
+    assert read_account(state / LEDGER_FILE, public_half(state)).number == account.number
+    code, out, _ = run("withdraw", "small", "--site", site, "--reason", "the board said so")
+    assert (code, "is free again" in out) == (0, True)
+    after = read_account(state / LEDGER_FILE, public_half(state))
+    assert [p.state for p in after.plans.values()] == ["closed"]
+    assert not after.total()
+
+
+def test_two_studies_cannot_both_be_approved_on_one_budget(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
+    settings = site / "site.toml"
+    text = re.sub(r"^epsilon_total = .*\n", "", settings.read_text(), flags=re.MULTILINE)
+    settings.write_text(text.replace("[policy]\n", "[policy]\nepsilon_total = 5.0\n"))
+    first, second = (
+        papers.study(make_plan(study__purpose=purpose, **NAMED), name=name)
+        for name, purpose in (("one", "The first of two."), ("two", "The second of two."))
+    )
+    assert run("approve", first, "--site", site)[0] == 0
+    code, _, err = run("approve", second, "--site", site)
+    assert (code, "policy.epsilon_total" in err) == (4, True)
+    known = read_study(first.read_bytes(), plan_key=None)
+    assert set(approved(state)) == {known.id}
+    assert run("withdraw", known.id, "--site", site, "--reason", "the other one is better")[0] == 0
+    assert run("approve", second, "--site", site)[0] == 0
+
+
+def test_what_the_sites_agree_on_is_reserved_when_the_run_opens_and_that_is_said(
+    run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
+):
+    assert known_parameters(make_plan(**NAMED), seed=0)
+    plan = make_plan(**PRIVATE_PLAN)
+    assert known_parameters(plan, seed=0) is None
+    code, out, _ = run("approve", papers.study(plan), "--site", site)
+    assert (code, "is reserved when the run begins" in out) == (0, True)
+    assert not (state / LEDGER_FILE).exists()
+    assert run("withdraw", "small", "--site", site, "--reason", "x")[0] == 0

@@ -101,10 +101,15 @@ class Folder:
         validate(AggregatorSettings, content | {"step_key": "0" * 64}, where)
         for each in (address, listen or address):
             split_address(each)
-        if path.exists() and any(path.iterdir()):
-            raise ConfigError(f"{path}: is not empty; choose a new folder for an aggregator")
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
+        try:
+            if path.exists() and any(path.iterdir()):
+                raise ConfigError(f"{path}: is not empty; choose a new folder for an aggregator")
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+        except OSError as error:
+            raise ConfigError(
+                f"{path}: cannot be made a folder ({error.strerror}); choose a new folder for an aggregator"
+            ) from None
         keys = path / "keys"
         make_authority(keys / "ca.crt", keys / "ca.key", name=name, now=now)
         new_key(keys / "aggregator.key")

@@ -14,7 +14,7 @@ from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.roster import RosterEpoch, read_roster, write_roster
 from oncofed_shared.storage import write_whole
 
-__all__ = ["Member", "enrol", "enrolled", "members", "newest_roster", "publish_roster", "revoke"]
+__all__ = ["Member", "check_plan_key", "enrol", "enrolled", "members", "newest_roster", "publish_roster", "revoke"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +45,7 @@ def enrolled(folder: Folder) -> dict[str, EnrolmentRequest]:
     """All requests that were accepted, by site, those of revoked keys too."""
     found = {}
     for path in sorted(folder.sites.glob("*.request")):
-        request = read_enrolment_request(path.read_bytes())
+        request = read_enrolment_request(path.read_bytes(), where=str(path))
         if f"{request.site}.request" != path.name:
             raise DataError(f"{path}: is the request of '{request.site}'; it was renamed")
         found[request.site] = request
@@ -63,11 +63,19 @@ def members(folder: Folder) -> list[Member]:
     return rows
 
 
-def enrol(folder: Folder, content: bytes, *, now: float, plan_key: Ed25519PrivateKey | None = None) -> bytes:
+def enrol(
+    folder: Folder,
+    content: bytes,
+    *,
+    now: float,
+    plan_key: Ed25519PrivateKey | None = None,
+    where: str = "enrolment request",
+) -> bytes:
     """Take a site's request and answer it.
 
     Args:
         content: of the request's file.
+        where: the file's name, for messages.
         plan_key: where it is at hand, signs a new roster with the site in it; otherwise `prepare` does.
 
     Returns:
@@ -77,7 +85,7 @@ def enrol(folder: Folder, content: bytes, *, now: float, plan_key: Ed25519Privat
         DataError: it is no request.
         ConfigError: another site has this key, this name has another key, or the key was revoked; nothing is changed.
     """
-    request = read_enrolment_request(content)
+    request = read_enrolment_request(content, where=where)
     check_site_name(request.site)
     known, epoch = enrolled(folder), newest_roster(folder)
     gone = {} if epoch is None else epoch.revoked
@@ -94,7 +102,7 @@ def enrol(folder: Folder, content: bytes, *, now: float, plan_key: Ed25519Privat
         if other.site != request.site and request.node_key == other.node_key:
             raise ConfigError(f"{request.site}: its gate has the key of '{other.site}'s gate")
     if plan_key is not None:
-        _check_plan_key(folder, plan_key)
+        check_plan_key(folder, plan_key)
     write_whole(folder.sites / f"{request.site}.request", content)
     if plan_key is not None:
         epoch = publish_roster(folder, plan_key, now=now)
@@ -114,7 +122,7 @@ def publish_roster(
     folder: Folder, plan_key: Ed25519PrivateKey, *, now: float, revoked: Mapping[str, bytes] | None = None
 ) -> RosterEpoch:
     """Sign the next epoch: all that are enrolled but those that are revoked."""
-    _check_plan_key(folder, plan_key)
+    check_plan_key(folder, plan_key)
     before = newest_roster(folder)
     gone = dict(before.revoked if before else {}) | dict(revoked or {})
     sites = {s: r.identity for s, r in enrolled(folder).items() if r.identity not in gone.values()}
@@ -140,7 +148,12 @@ def revoke(folder: Folder, site: str, plan_key: Ed25519PrivateKey, *, now: float
     return publish_roster(folder, plan_key, now=now, revoked={site: request.identity})
 
 
-def _check_plan_key(folder: Folder, plan_key: Ed25519PrivateKey) -> None:
+def check_plan_key(folder: Folder, plan_key: Ed25519PrivateKey) -> None:
+    """See that a key is this aggregator's plan key.
+
+    Raises:
+        ConfigError: it is another one.
+    """
     if public_of(plan_key) != folder.plan_key:
         raise ConfigError(
             f"--plan-key: is {key_fingerprint(public_of(plan_key))}; this aggregator's sites know "

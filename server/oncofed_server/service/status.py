@@ -19,6 +19,8 @@ __all__ = ["status_of", "status_page"]
 DAY = 86_400.0
 WARN_DAYS = 30.0
 LATEST_NOTES = 5
+SHORT_ID = 8
+"""Digits of an id that are shown, and that commands take for it."""
 
 
 def _study_row(place: StudyFolder, now: float) -> dict[str, Any]:
@@ -86,15 +88,19 @@ def status_of(folder: Folder, *, now: float) -> dict[str, Any]:
 
 def status_page(status: dict[str, Any]) -> RenderableType:
     """The same as tables for a terminal."""
-    table = Table(title=f"{status['aggregator']} at {status['address']}", title_justify="left")
-    for name in ("study", "id", "phase", "round", "now", "waits for", "connected", "out"):
-        table.add_column(name)
+    table = Table(
+        title=f"{status['aggregator']} at {status['address']}", title_justify="left", box=None, pad_edge=False
+    )
+    for name in ("study", "id", "phase", "round", "now", "waits for", "there", "out"):
+        # An id that is cut off could not be typed into the next command; a long name goes on in the next line.
+        short = name in {"id", "round", "there"}
+        table.add_column(name, no_wrap=short, min_width=SHORT_ID if name == "id" else None, overflow="fold")
     lines: list[RenderableType] = []
     for row in status["studies"]:
         waiting = row["waiting"] or {}
         table.add_row(
             Text(row["name"]),
-            row["id"][:12],
+            row["id"][:SHORT_ID],
             row["phase"] + ("" if row["driven"] or row["phase"] not in {"running", "delivering"} else " (no process)"),
             f"{row['round'] or 0}/{row['rounds'] or '?'}",
             str(row["step_phase"] or ""),

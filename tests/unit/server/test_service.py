@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import ssl
@@ -16,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from rich.console import Console
 from typer.testing import CliRunner
 
 from oncofed_server.__main__ import app
@@ -24,6 +26,7 @@ from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, read_key
 from oncofed_server.service.proxy import FLEET_PATHS, configuration
 from oncofed_server.service.registry import newest_roster
+from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, all_studies, find_study, read_any_study
 from oncofed_shared.enrolment import read_enrolment, write_enrolment_request
 from oncofed_shared.errors import ConfigError, DataError, OncofedError
@@ -125,6 +128,45 @@ def test_a_folder_is_made_once_and_whole(hub: Hub, tmp_path: Path) -> None:
         with pytest.raises(ConfigError):
             Folder.create(tmp_path / "other", name="hub", address=address, plan_key=bytes(32), now=0.0)
         assert not (tmp_path / "other").exists()
+    with pytest.raises(ConfigError, match="cannot be made a folder"):
+        Folder.create(hub.root / "plan.pub", name="hub", address="a:1", plan_key=bytes(32), now=0.0)
+
+
+def test_a_wrong_plan_key_renews_nothing(hub: Hub) -> None:
+    new_key(hub.root / "other.key")
+    before = {p: p.read_bytes() for p in hub.path.rglob("*") if p.is_file()}
+    for key, said in ((hub.root / "other.key", "sites know"), (hub.root / "plan.pub", "is not a private key")):
+        result = CliRunner().invoke(app, ["renew", "--step-key", "--plan-key", str(key), "--dir", str(hub.path)])
+        assert isinstance(result.exception, OncofedError)
+        assert said in str(result.exception)
+    assert {p: p.read_bytes() for p in hub.path.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_status_can_be_read_on_a_narrow_terminal(hub: Hub, make_plan: Callable[..., Plan], width: int) -> None:
+    hub.enrol(*SITES)
+    hub.on("submit", str(hub.prepare(make_plan(study__name="glioma_survival_private"))))
+    shown = status_of(hub.folder, now=time.time())
+    row = shown["studies"][0]
+    notes = [{"site": "site-2", "what": "not yet: it has not approved", "at": 1.0}]
+    row |= {"phase": "delivering", "round": 100, "rounds": 250, "step_phase": "validate", "notes": notes}
+    row |= {"waiting": dict.fromkeys(SITES, True), "connected": list(SITES), "excluded": {"site-2": "gone"}}
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(status_page(shown))
+    page = console.export_text()
+    assert "\u2026" not in page, page
+    assert page.isascii(), page
+    assert row["id"][:8] in page
+    assert find_study(hub.folder, row["id"][:8]).study.id == row["id"]
+    for word in ("100/250", "3/3", "site-2: not yet"):
+        assert word in page, page
+
+
+def test_what_is_no_request_is_named_by_its_file(hub: Hub) -> None:
+    wrong = hub.root / "wrong.request"
+    wrong.write_bytes(b"[]")
+    with pytest.raises(DataError, match=r"wrong\.request: is not a signed oncofed file"):
+        hub.on("enrol", str(wrong), "--out", str(hub.root / "answer"))
 
 
 def test_the_authority_signs_servers_of_these_names_and_cannot_make_another_authority(hub: Hub) -> None:
