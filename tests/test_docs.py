@@ -32,6 +32,7 @@ STUDY = {
     "`[modalities.NAME.columns]`, ordinal": plan.OrdinalColumn,
     "`[modalities.NAME.extraction]`": plan.RadiomicFeatures,
     "`[modalities.NAME.patch.ROLE]`": plan_modalities.RegionPatch,
+    "`[modalities.NAME.augmentation]`": plan_modalities.AugmentationSettings,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,

@@ -10,7 +10,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 
 from oncofed_shared.plan_fields import Distinct, Interval, Name, Positive, ascending
 from oncofed_shared.plan_genomics import GenomicFeatures
-from oncofed_shared.plan_imaging import RegionPatch
+from oncofed_shared.plan_imaging import AugmentationSettings, RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.strict import Frozen
 
@@ -121,6 +121,7 @@ class Modality(Frozen):
         side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
+        augmentation: how patches are varied in training; without it they are not.
     """
 
     encoder: Encoder = "linear"
@@ -141,12 +142,20 @@ class Modality(Frozen):
     extraction: RadiomicFeatures | None = None
     side: Side | None = None
     patch: Annotated[dict[Name, RegionPatch], Field(min_length=1)] | None = None
+    augmentation: AugmentationSettings | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        later = {"encoder": "linear", "genomics": None, "extraction": None, "patch": None, "side": None}
+        later = {
+            "encoder": "linear",
+            "genomics": None,
+            "extraction": None,
+            "patch": None,
+            "augmentation": None,
+            "side": None,
+        }
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
     @field_validator("patterns")
@@ -229,6 +238,14 @@ class Modality(Frozen):
             message = "patches of one modality are channels of one image: give all of them the same size"
             raise ValueError(message)
         return patch
+
+    @field_validator("augmentation")
+    @classmethod
+    def _varied(cls, augmentation: Any, info: ValidationInfo) -> Any:
+        if augmentation is not None and info.data.get("encoder") != "cnn":
+            message = "varies patches, which only encoder = 'cnn' reads; leave this out"
+            raise ValueError(message)
+        return augmentation
 
     @field_validator("spread")
     @classmethod
