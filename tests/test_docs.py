@@ -40,6 +40,7 @@ STUDY = {
     "`[modalities.NAME.reduction]`, ReliefF": plan_reduction.ReliefF,
     "`[modalities.NAME.reduction]`, autoencoder": plan_reduction.Autoencoder,
     "`[modalities.NAME.reduction]`, group LASSO": plan_reduction.GroupLasso,
+    "`[modalities.NAME.augmentation]`": plan_modalities.AugmentationSettings,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,
     "`[modalities.NAME.genomics]`, copy number": plan.CopyNumberFeatures,

@@ -14,6 +14,7 @@ import numpy as np
 from oncofed_client.advice import study_warnings, table_warnings
 from oncofed_client.cohort import assemble, cannot_run, nobody_consented
 from oncofed_client.consent import allowed_patients
+from oncofed_client.gene_files import with_gene_files
 from oncofed_client.images import Patches, read_patches
 from oncofed_client.policy import policy_objections
 from oncofed_client.prepare.cache import existing_cache
@@ -173,7 +174,7 @@ def check_study(folder: Path, settings: SiteSettings, plan: Plan, state: Path | 
     except DataError as error:
         problems.take(error)
     try:
-        check_gene_files(plan)
+        check_gene_files(with_gene_files(plan, settings, folder))
     except ConfigError as error:
         problems.take(error)
     assembly = assemble({} if broken else tables, settings, plan, counted, problems, patches=patches)

@@ -23,6 +23,7 @@ def predict(
 ) -> None:
     """Apply a finished model to the patients of a folder: risk, interval, weights of the modalities. Nothing leaves."""
     # torch takes a second to import; the other commands do without.
+    from oncofed_client.gene_files import gene_folder  # noqa: PLC0415
     from oncofed_client.model_files import check_beside  # noqa: PLC0415
     from oncofed_client.predicting import predicted, read_model, readable_patients  # noqa: PLC0415
 
@@ -33,7 +34,7 @@ def predict(
         typer.echo(f"{model}: has no seal beside it, so nobody vouches for it; `model fetch` brings one along.")
     else:
         typer.echo(f"{model}: is the model of study {sealed.study[:12]}, sealed by {key_fingerprint(sealed.key)}")
-    trained = read_model(model)
+    trained = read_model(model, gene_folder(settings, folder))
     people = readable_patients(folder, settings, trained.plan, existing_cache(place.state))
     made = predicted([trained], people)
     made.write(out)

@@ -38,6 +38,7 @@ from oncofed_client.door_checks import (
 )
 from oncofed_client.door_memory import DOOR_FILE, DoorMemory, Model, Stored
 from oncofed_client.egress import ANSWERS, check_reply
+from oncofed_client.gene_files import with_gene_files
 from oncofed_client.identity import identity_of
 from oncofed_client.outbox import reply_id_of
 from oncofed_client.receipts import RECEIPTS_FILE, Receipts
@@ -58,7 +59,7 @@ from oncofed_shared.messages import (
     Train,
     to_bytes,
 )
-from oncofed_shared.plan import NoPrivacy
+from oncofed_shared.plan import NoPrivacy, Plan
 from oncofed_shared.public_keys import public_of
 from oncofed_shared.sealed import REFUSED, SealedRequest, open_request, seal_reply, verify_request
 from oncofed_shared.sights import sign_sight
@@ -95,6 +96,7 @@ class Door:
         state: the site's state folder.
         clock: seconds since 1970.
         contributor: makes what the site needs for private plans; asked once, when the first one comes.
+        placed: the plan as this site reads it, with the place of the public files that it names.
         log: the site's own log.
 
     Guarantees:
@@ -113,9 +115,11 @@ class Door:
         *,
         clock: Callable[[], float],
         contributor: Callable[[], Contributor] | None = None,
+        placed: Callable[[Plan], Plan] = lambda plan: plan,
         log: Log = lambda event, fields: None,
     ) -> None:
         self.site, self.state = site, state
+        self._placed = placed
         self._clock, self._logs = clock, log
         self._make_contributor = contributor
         self._contributor: Contributor | None = None
@@ -195,7 +199,7 @@ class Door:
 
     def _set_up(self, study: SignedStudy, members: Mapping[str, bytes], now: float) -> None:
         """Let the site know one plan, the keys that hold, and the time: those of this request."""
-        self.site.plans = {study.plan.hash: study.plan}
+        self.site.plans = {study.plan.hash: self._placed(study.plan)}
         self.site.contributor = None
         if isinstance(study.plan.privacy, NoPrivacy) or self._make_contributor is None:
             return
@@ -348,4 +352,11 @@ def open_door(
         policy=settings.policy,
         state=state,
     )
-    return Door(site, state, clock=clock, contributor=contributor, log=log)
+    return Door(
+        site,
+        state,
+        clock=clock,
+        contributor=contributor,
+        placed=lambda plan: with_gene_files(plan, settings, data),
+        log=log,
+    )

@@ -36,7 +36,7 @@ from oncofed_client.tables import Problems, load_tables
 from oncofed_shared.calibrated import band_of, sets
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, DataError, RemoteProtocolError
-from oncofed_shared.features import Preparation
+from oncofed_shared.features import Preparation, network_columns
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import predict
@@ -128,8 +128,12 @@ def mc_passes(text: str) -> int:
     return int(number)
 
 
-def read_model(path: Path) -> Model:
+def read_model(path: Path, files: Path | str | None = None) -> Model:
     """Read a `model.safetensors`.
+
+    Args:
+        path: the file.
+        files: folder of the gene graphs and gene sets that its plan names, if it names any.
 
     Guarantees:
         - Names and shapes are those of the plan's network, and every number is finite.
@@ -137,17 +141,21 @@ def read_model(path: Path) -> Model:
 
     Raises:
         DataError: it is no model of this version, or it is damaged.
+        ConfigError: a file about genes is absent or not the plan's (code `gene-file`).
     """
     arrays, facts = read_arrays(path)
     try:
-        plan = parse(json.loads(facts["plan"]), str(path))
+        placed = {} if files is None else {"simulation": {"files": str(files)}}
+        plan = parse(json.loads(facts["plan"]) | placed, str(path))
         columns = {str(m): tuple(str(c) for c in names) for m, names in facts["columns"].items()}
         preparation = Preparation.from_arrays(plan, columns, _under(PREPARATION, arrays))
-        network = build(plan, preparation.columns, seed=int(facts["seed"]))
+        network = build(plan, network_columns(plan, preparation), seed=int(facts["seed"]))
         weights = _under(NETWORK, arrays)
         Layout.of(network).check(weights)
         sound = plan.hash == facts["plan_hash"]
-    except (ConfigError, RemoteProtocolError, KeyError, ValueError, TypeError, AttributeError):
+    except (ConfigError, RemoteProtocolError, KeyError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, ConfigError) and error.code == "gene-file":
+            raise
         sound = False
     if not sound:
         raise DataError(
@@ -170,9 +178,6 @@ def readable_patients(folder: Path, settings: SiteSettings, plan: Plan, cache: C
         folder: with the patients' files.
         settings: of the folder.
         plan: the model's.
-        cache: what was prepared of the folder's raw files; without it they are not used.
-
-    Args:
         cache: what was prepared of the folder's raw files; without it they are not used.
 
     Raises:

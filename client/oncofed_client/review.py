@@ -12,6 +12,7 @@ from pathlib import Path
 from oncofed_client.check import check_study
 from oncofed_client.cohort import Cohort, read_cohort
 from oncofed_client.enrol import installed
+from oncofed_client.gene_files import with_gene_files
 from oncofed_client.identity import public_half, raw_public
 from oncofed_client.known_rosters import newest_roster
 from oncofed_client.labels import label_columns
@@ -155,6 +156,16 @@ def _cohort(place: SitePlace, settings: SiteSettings, plan: Plan) -> Cohort | No
         return None
 
 
+def _pace(plan: Plan, cohort: Cohort) -> Pace | None:
+    """One step, timed; None without the plan's files about genes, of which the check has said so."""
+    try:
+        return measure(plan, cohort)
+    except ConfigError as error:
+        if error.code != "gene-file":
+            raise
+        return None
+
+
 def review_study(study: SignedStudy, place: SitePlace, *, now: float) -> Review:
     """Look at a study from this site.
 
@@ -173,7 +184,7 @@ def review_study(study: SignedStudy, place: SitePlace, *, now: float) -> Review:
     here = check_study(place.data, settings, plan, place.state)
     budget = _budget(study, place, settings)
     cohort = _cohort(place, settings, plan)
-    pace = None if cohort is None or not cohort.patients else measure(plan, cohort)
+    pace = None if cohort is None or not cohort.patients else _pace(with_gene_files(plan, settings, place.data), cohort)
     objections = [
         *roster_objections(study, place.state, site=settings.site.name, policy=settings.policy, now=now),
         *here.why_not,

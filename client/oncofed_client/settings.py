@@ -51,9 +51,14 @@ class _Frozen(BaseModel):
 
 
 class SiteHeader(_Frozen):
-    """Who the site is."""
+    """Who the site is.
+
+    Attributes:
+        files: folder of the public gene graphs and gene sets that studies name, relative to the site's folder; without it that.
+    """
 
     name: Name
+    files: Text | None = None
 
 
 class Duration(_Frozen):

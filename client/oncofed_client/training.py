@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from oncofed_client.augmented import augmenter
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import Target, patient_losses
 from oncofed_shared.messages import Arrays
@@ -137,10 +138,11 @@ def local_update(
     leaves = list(network.named.values())
     step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
     penalised = bool(plan.training.weight_decay or plan.training.deep_decay or plan.training.l1)
-    first_loss = None
+    first_loss, vary = None, augmenter(plan, key)
     with seeded_dropout(plan, f"dropout|{key}"):
         for batch in _batches(plan, data, key):
-            mean = patient_losses(plan, network(batch.values, batch.seen), batch.goals).sum() / len(batch)
+            values = batch.values if vary is None else vary(batch.values, batch.seen)
+            mean = patient_losses(plan, network(values, batch.seen), batch.goals).sum() / len(batch)
             gradients = torch.autograd.grad(mean, leaves, materialize_grads=True)
             if first_loss is None:
                 first_loss = float(mean.detach()) * patients

@@ -141,14 +141,14 @@ class Roster:
 
     Attributes:
         identities: raw public identity keys by site, where sums are secure.
-        quorum: trainers that must stay to the end; with fewer the run fails.
+        quorum: trainers that must stay to the end; with fewer the run fails. 0 asks for nobody once the model is there.
     """
 
     trainers: tuple[str, ...]
     evaluators: tuple[str, ...]
     externals: tuple[str, ...] = ()
     identities: Mapping[str, bytes] = field(default_factory=dict)
-    quorum: int = 1
+    quorum: int = 0
 
     @property
     def everybody(self) -> tuple[str, ...]:

@@ -37,7 +37,8 @@ def _sets(raw: Mapping[str, Any], patients: object) -> tuple[str, ...]:
     found = [
         (
             f"A patient's set holds every class with a probability of {at:.3f} or more. For new patients like these the true class "
-            f"is in the set {_percent(level)} of the time or more; this comes from {number(patients) or 0:,.0f} validation patients."
+            f"is in the set {_percent(level)} of the time or more; this comes from {number(patients) or 0:,.0f} validation "
+            "patients."
         )
     ]
     covered, size, tested = (number(raw.get(key)) for key in ("covered", "size", "test_patients"))

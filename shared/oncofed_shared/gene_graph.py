@@ -20,11 +20,13 @@ __all__ = [
     "check_gene_files",
     "gene_of",
     "graph_of",
+    "names_gene_files",
     "normalised",
     "places",
     "read_gene_sets",
     "read_graph",
     "sets_of",
+    "with_files",
 ]
 
 LARGEST_FILE = 1 << 26
@@ -113,7 +115,8 @@ def _content(files: str | None, named: GeneFile) -> tuple[bytes, str]:
     except OSError as error:
         raise _bad(
             str(where),
-            f"cannot be read ({error.strerror}); put the file there, or say with [simulation] files where it is",
+            f"cannot be read ({error.strerror}); put the file there, or say where it is: a site with files in [site], "
+            "a simulation with files in [simulation]",
         ) from None
     found = hashlib.sha256(content).hexdigest()
     if size > LARGEST_FILE or found != named.sha256:
@@ -144,6 +147,19 @@ def graph_of(files: str | None, named: GeneGraph) -> Graph:
 def sets_of(files: str | None, named: GeneSets) -> dict[str, tuple[str, ...]]:
     """Read the gene sets that a plan names, as `graph_of` reads a graph."""
     return read_gene_sets(*_content(files, named))
+
+
+def names_gene_files(plan: Plan) -> bool:
+    """Whether a plan names any file about genes."""
+    return any(m.graph is not None or m.pathways is not None for m in plan.modalities.values())
+
+
+def with_files(plan: Plan, files: Path) -> Plan:
+    """The plan with the folder of its files about genes, which is no part of its hash; a plan without any is as it was."""
+    if not names_gene_files(plan):
+        return plan
+    placed = plan.simulation.model_copy(update={"files": str(files)})
+    return plan.model_copy(update={"simulation": placed})
 
 
 def check_gene_files(plan: Plan) -> None:

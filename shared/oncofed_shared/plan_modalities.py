@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 from oncofed_shared.plan_fields import Distinct, Interval, Name, NonNegative, Positive, ascending
 from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
-from oncofed_shared.plan_imaging import RegionPatch
+from oncofed_shared.plan_imaging import AugmentationSettings, RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
 from oncofed_shared.strict import Frozen
@@ -153,6 +153,7 @@ class Modality(Frozen):
         side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
+        augmentation: how patches are varied in training; without it they are not.
     """
 
     encoder: Encoder = "linear"
@@ -178,12 +179,13 @@ class Modality(Frozen):
     graph: GeneGraph | None = None
     pathways: GeneSets | None = None
     reduction: Reduction | None = None
+    augmentation: AugmentationSettings | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction")
+        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction", "augmentation")
         later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0, "presence": 0.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
@@ -321,6 +323,14 @@ class Modality(Frozen):
             message = "a column with knots needs scaling = 'zscore' and no transform"
             raise ValueError(message)
         return scaling
+
+    @field_validator("augmentation")
+    @classmethod
+    def _varied(cls, augmentation: Any, info: ValidationInfo) -> Any:
+        if augmentation is not None and info.data.get("encoder") != "cnn":
+            message = "varies patches, which only encoder = 'cnn' reads; leave this out"
+            raise ValueError(message)
+        return augmentation
 
     @field_validator("spread")
     @classmethod

@@ -146,6 +146,8 @@ def _scaling(name: str, modality: Modality) -> Iterator[str]:
         yield f"{path}.missing: 'impute' needs the mean of patients; with privacy use 'mask' or 'drop'"
     if modality.scaling == "zscore":
         yield f"{path}.scaling: 'zscore' needs sums over patients; with privacy use 'constants', 'none', or 'minmax' with ranges"
+    if modality.augmentation is not None:
+        yield f"{path}.augmentation: is drawn for a batch, so a patient's gradient would depend on who else is in it; leave it out"
     raw = modality.genomics
     if raw is not None and raw.kind == "expression" and raw.normalisation == "size_factors" and raw.reference is None:
         yield f"{path}.genomics.reference: is missing; with privacy size factors need it, or they are learned from patients"

@@ -14,9 +14,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from oncofed_client.gene_files import gene_folder
 from oncofed_client.predicting import mc_passes, predicted, read_model, readable_patients
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.prepare.report import Report
+from oncofed_client.settings import load_settings
 from oncofed_server.aggregator import Aggregator
 from oncofed_server.report import headline
 from oncofed_shared.commands import run_app
@@ -287,9 +289,11 @@ def prediction(
     seed: Annotated[int, typer.Option(min=0, help="Of the dropout.")] = 0,
 ) -> None:
     """Predict a hospital's patients with released models; the table is as confidential as its patients."""
-    passes, read = mc_passes(uncertainty), [read_model(m) for m in models]
+    passes, asked = mc_passes(uncertainty), None if study is None else load(study)
+    settings = load_settings(site) if asked is None else folder_settings(site, asked)
+    beside = None if asked is None or settings.site.files is not None else asked.simulation.files
+    read = [read_model(m, beside or gene_folder(settings, site)) for m in models]
     plan = read[0].plan
-    settings = folder_settings(site, plan if study is None else load(study))
     made = predicted(read, readable_patients(site, settings, plan, existing_cache(state)), passes=passes, seed=seed)
     made.write(out)
     print(f"{len(made.patients)} patients: {out}")

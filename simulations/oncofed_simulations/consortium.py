@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_client.gene_files import with_gene_files
 from oncofed_client.scratch import Scratch
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings, has_settings, load_settings, settings_from_study
 from oncofed_client.site import Site
@@ -90,7 +91,8 @@ def open_site(
     settings = folder_settings(folder, plan)
     least = settings.policy.minimum_cohort if minimum is None else minimum
     source = FolderSource(folder, settings, state=state)
-    plans = {p.hash: p for p in (plan, baseline_plan(plan))}
+    here = with_gene_files(plan, settings, folder)
+    plans = {p.hash: p for p in (here, baseline_plan(here))}
     seed = plan.simulation.noise_seed
     contributor = contributor_for(plan, settings, state) if state is not None else None
     return Site(

@@ -212,6 +212,7 @@ class Consortium:
     short: Path
     environment: dict[str, str]
     hospitals: dict[str, Hospital] = field(default_factory=dict)
+    services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     listen: int = field(default_factory=free_port)
 
@@ -249,7 +250,9 @@ class Consortium:
         return self.call("server", *words, "--dir", self.hub, code=code, patience=patience)
 
     def service(self, name: str, role: str, *words: object) -> Service:
-        return Service(words=self.words(role, *words), log=self.folder / f"{name}.log", environment=self.environment)
+        made = Service(words=self.words(role, *words), log=self.folder / f"{name}.log", environment=self.environment)
+        self.services.append(made)
+        return made
 
     def add(self, data: Path) -> Hospital:
         run = self.short / data.name
@@ -284,9 +287,14 @@ def everything_ends() -> Iterator[None]:
 @contextlib.contextmanager
 def new_consortium(folder: Path) -> Iterator[Consortium]:
     """An empty machine."""
-    with everything_ends(), tempfile.TemporaryDirectory(prefix="oncofed-") as short:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield Consortium(folder=folder, short=Path(short), environment={**os.environ, **QUIET})
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="oncofed-") as short:
+        made = Consortium(folder=folder, short=Path(short), environment={**os.environ, **QUIET})
+        with everything_ends():
+            yield made
+        for service in made.services:
+            if service.process is not None:
+                service.process.poll()
 
 
 @contextlib.contextmanager

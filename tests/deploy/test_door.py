@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -29,8 +30,9 @@ from oncofed_client.ledger_verify import read_account
 from oncofed_client.receipts import RECEIPTS_FILE, Receipts, read_receipts, verify_receipts
 from oncofed_client.reply_tick import seconds_to_tick
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Phase
+from oncofed_server.aggregator import Aggregator, Phase, Roster
 from oncofed_shared.errors import DataError, StorageError
+from oncofed_shared.gene_graph import with_files
 from oncofed_shared.messages import Count, Counted, Deliver, Delivered, Describe, Description, Refusal
 from oncofed_shared.model_seal import MODEL_FILES, check_model, seal_model
 from oncofed_shared.sealed import REFUSED
@@ -59,6 +61,35 @@ def test_the_model_is_the_one_that_a_simulation_gives(world, plan, hospitals):
     drive(simulated, sites, clock=FakeClock())
     for name, array in simulated.parameters().items():
         np.testing.assert_array_equal(array, deployed.parameters()[name])
+
+
+def test_a_plan_s_gene_graph_is_read_where_site_toml_says(tmp_path, make_plan, hospitals):
+    """The signed study says its hash and no place: each site and the aggregator have a copy."""
+    content = b"TP53\tPTEN\nPTEN\tRB1\n"
+    named = {"file": "graph.txt", "sha256": hashlib.sha256(content).hexdigest()}
+    genes = {"patterns": ["{gene}_mut"], "encoder": "graph", "graph": named}
+    plan = make_plan(training__rounds=2, modalities__mutations=genes)
+    folders = Path(shutil.copytree(hospitals, tmp_path / "sites"))
+    places = {s: folders / s for s in SITES}
+    places["site-2"] = tmp_path / "public"
+    places["site-2"].mkdir()
+    text = (folders / "site-2" / "site.toml").read_text()
+    (folders / "site-2" / "site.toml").write_text(text.replace("[site]\n", '[site]\nfiles = "../../public"\n'))
+    world = World.make(tmp_path / "states", plan, folders)
+    study = world.papers.study
+    assert study.plan.simulation.files is None
+    for site in SITES:
+        refused = world.ask(site, Describe(head=head_of(world)))
+        assert isinstance(refused, Refusal)
+        assert refused.code == "gene-file"
+        (places[site] / "graph.txt").write_bytes(content)
+    roster = Roster(trainers=study.trainers, evaluators=study.trainers)
+    placed = with_files(study.plan, places["site-2"])
+    aggregator = Aggregator(placed, roster, study.trial, session=study.session)
+    run(world, aggregator)
+    assert aggregator.state.phase is Phase.DONE
+    assert "tokenisers.encoders.0.layers.0.own.weight" in aggregator.parameters()
+    world.close()
 
 
 def test_everything_that_left_has_a_receipt(world):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -31,6 +31,7 @@ from oncofed_server.service.folder import Folder
 from oncofed_server.service.prepare import prepare
 from oncofed_server.service.products import export_study, report_study
 from oncofed_server.service.registry import enrol, revoke
+from oncofed_server.service.result import known_certainty
 from oncofed_server.service.status import status_of
 from oncofed_server.service.studies import StudyFolder, Wanted, add_study
 from oncofed_server.snapshot import load_state
@@ -227,8 +228,10 @@ def _expected(world: World, make_consortium: Callable[..., Consortium], tmp_path
     study = world.place.study
     consortium = make_consortium(study.plan, tmp_path / "simulated", externals=("site-4",))
     consortium.externals.clear()
-    state = consortium.federated(study.trial).state
-    write_model(tmp_path / "expected.safetensors", study.plan, study.trial, state)
+    run = consortium.federated(study.trial)
+    tables = {s: run.tables[s] for s in study.trainers}
+    known = known_certainty(study, replace(run.state, tables=tables))
+    write_model(tmp_path / "expected.safetensors", study.plan, study.trial, run.state, certainty=known)
     return (tmp_path / "expected.safetensors").read_bytes()
 
 
@@ -485,7 +488,8 @@ def test_without_seals_in_between_the_aggregator_is_the_simulations(
     plain = driver.aggregator(state=None, names=lambda: "")
     sites = {s: open_site(hospitals / s, world.place.study.plan, state=None, minimum=None) for s in SITES}
     drive(plain, sites, clock=FakeClock())
-    write_model(world.folder.path / "plain.safetensors", world.place.study.plan, world.place.study.trial, plain.state)
+    study, known = world.place.study, known_certainty(world.place.study, plain.state)
+    write_model(world.folder.path / "plain.safetensors", study.plan, study.trial, plain.state, certainty=known)
     assert (world.folder.path / "plain.safetensors").read_bytes() == world.place.model.read_bytes()
     driver.journal.close()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -20,7 +23,11 @@ from oncofed_client.source import FolderSource
 from oncofed_shared.errors import DataError
 from oncofed_shared.losses import predict
 from oncofed_shared.model_seal import seal_model
+from oncofed_shared.network_weights import modality_weights
+from oncofed_shared.plan import Plan
 from oncofed_shared.storage import read_arrays, write_arrays
+from oncofed_simulations.__main__ import main as simulate
+from oncofed_simulations.run import Options, run_study
 
 from .conftest import STEP_KEY, Run
 
@@ -47,7 +54,7 @@ def test_the_table_holds_what_the_network_says(run: Run, site: Path, model: Path
     cohort = FolderSource(site, load_settings(site)).cohort(made.plan)
     data = training_set(made.plan, made.preparation, cohort, slice(None))
     expected = predict(made.plan, made.network(data.values, data.seen))
-    weights = made.network.modality_weights(data.seen)
+    weights = modality_weights(made.network, data.values, data.seen)
     assert set(cohort.patients) <= set(rows)
     horizon = made.plan.tasks["survival"].edges.index(365) - 1
     for i, patient in enumerate(cohort.patients):
@@ -161,6 +168,75 @@ def test_a_model_whose_parts_do_not_belong_together_is_refused(trained: Path, tm
     write_arrays(tmp_path / "model.safetensors", arrays, facts)
     with pytest.raises(DataError, match="is not a model that this version can use"):
         read_model(tmp_path / "model.safetensors")
+
+
+EDGES_OF_GENES = b"TP53\tPTEN\nPTEN\tRB1\n"
+
+
+@pytest.fixture(scope="module")
+def along_a_graph(
+    hospitals: Path, make_plan: Callable[..., Plan], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A run whose network follows a gene graph and reads components of the radiomics: the graph's folder, and the model."""
+    folder = tmp_path_factory.mktemp("genes")
+    (folder / "graph.txt").write_bytes(EDGES_OF_GENES)
+    genes = {
+        "patterns": ["{gene}_mut"],
+        "encoder": "graph",
+        "graph": {"file": "graph.txt", "sha256": hashlib.sha256(EDGES_OF_GENES).hexdigest()},
+    }
+    plan = make_plan(
+        modalities__mutations=genes,
+        modalities__shape__reduction={"kind": "pca", "components": 2},
+        training__rounds=2,
+        simulation={"files": str(folder)},
+    )
+    run_study(plan, Options(sites=hospitals, external=None, out=folder / "out", baselines=False))
+    return folder, folder / "out" / "model.safetensors"
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_along_a_gene_graph_needs_the_plan_s_graph_at_the_site(
+    run: Run, site: Path, along_a_graph: tuple[Path, Path], tmp_path: Path, named: bool
+):
+    """In the folder that `site.toml` names, or in the site's own."""
+    out, model, graph = tmp_path / "risk.csv", along_a_graph[1], site / "graph.txt"
+    if named:
+        graph = tmp_path / "public" / "graph.txt"
+        graph.parent.mkdir()
+        text = (site / "site.toml").read_text()
+        (site / "site.toml").write_text(text.replace("[site]\n", '[site]\nfiles = "../public"\n'))
+    for content in (None, EDGES_OF_GENES + b"RB1\tTP53\n"):
+        if content is not None:
+            graph.write_bytes(content)
+        code, _, err = run("predict", site, "--model", model, "--out", out)
+        assert code == 3
+        assert "graph.txt" in err
+        assert "is not a model" not in err
+        assert not out.exists()
+    graph.write_bytes(EDGES_OF_GENES)
+    assert run("predict", site, "--model", model, "--out", out)[0] == 0
+    made = read_model(model, graph.parent)
+    cohort = FolderSource(site, load_settings(site)).cohort(made.plan)
+    data = training_set(made.plan, made.preparation, cohort, slice(None))
+    expected = predict(made.plan, made.network(data.values, data.seen))["response"][:, 1]
+    found = {row["patient_id"]: float(row["response.responder"]) for row in rows_of(out)}
+    assert [found[p] for p in cohort.patients] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_simulation_finds_the_graph_beside_its_study(
+    site: Path, along_a_graph: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder, model = along_a_graph
+    content = read_model(model, folder).plan.model_dump(mode="json", exclude_none=True) | {"simulation": {}}
+    (folder / "study.toml").write_text(tomli_w.dumps(content))
+    arguments = ["predict", str(model), "--site", str(site), "--out", str(tmp_path / "risk.csv")]
+    for study, code in (([], 3), (["--study", str(folder / "study.toml")], None)):
+        monkeypatch.setattr("sys.argv", ["oncofed-simulate", *arguments, *study])
+        with pytest.raises(SystemExit) as ended:
+            simulate()
+        assert (ended.value.code or None) == code
+    assert len(rows_of(tmp_path / "risk.csv")) > 0
 
 
 CURVES = hnp.arrays(np.float64, (4, 5), elements=st.floats(0, 1)).map(lambda h: np.cumprod(1 - h, axis=1))

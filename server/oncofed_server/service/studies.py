@@ -17,13 +17,14 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import enrolled, newest_roster
 from oncofed_shared.errors import ConfigError, DataError, StorageError
+from oncofed_shared.gene_graph import check_gene_files, with_files
 from oncofed_shared.signed_study import SignedStudy, read_study
 from oncofed_shared.storage import dump_json, write_whole
 
@@ -136,7 +137,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def read_any_study(path: Path, folder: Folder) -> SignedStudy:
-    """A signed study's file.
+    """A signed study's file. Gene graphs and gene sets that its plan names lie in the aggregator's folder.
 
     Raises:
         DataError: it is none, or the plan key of this aggregator did not sign it.
@@ -147,7 +148,8 @@ def read_any_study(path: Path, folder: Folder) -> SignedStudy:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_study(content, plan_key=folder.plan_key, where=str(path))
+    study = read_study(content, plan_key=folder.plan_key, where=str(path))
+    return replace(study, plan=with_files(study.plan, folder.path))
 
 
 def add_study(folder: Folder, path: Path, *, now: float) -> StudyFolder:
@@ -155,13 +157,15 @@ def add_study(folder: Folder, path: Path, *, now: float) -> StudyFolder:
 
     Raises:
         DataError: its signature does not hold, or this aggregator has not its step key.
-        ConfigError: it has expired, a site is not enrolled with the study's key, or was revoked.
+        ConfigError: it has expired, a site is not enrolled with the study's key, or was revoked; or a file about genes that
+            its plan names is not in the aggregator's folder.
     """
     study = read_any_study(path, folder)
     found = StudyFolder(path=folder.studies / study.id, study=study)
     if (found.path / "study.json").exists():
         return found
     folder.step_key_of(study.step_key)
+    check_gene_files(study.plan)
     problems = [] if now < study.expires else ["has expired; prepare it anew"]
     known, epoch = enrolled(folder), newest_roster(folder)
     for site, key in study.roster.items():

@@ -89,7 +89,7 @@ def test_without_a_header_the_first_row_is_a_patient_and_not_shown(tmp_path: Pat
     table, problems = read(tmp_path, "SECRET-1,54,MALE\nSECRET-2,61,FEMALE\n")
     assert table is None
     assert "expected a header with the id column 'patient_id', separated by commas" in one(problems)
-    assert not re.search("SECRET|54|MALE", one(problems))
+    assert not re.search("SECRET|54|MALE", one(problems).replace(str(tmp_path), ""))
 
 
 def test_at_most_twenty_problems_are_shown_and_the_rest_counted(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from oncofed_client.augmented import augmenter
 from oncofed_client.training import TrainingSet, local_update
+from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import patient_losses, targets
 from oncofed_shared.messages import Columns
@@ -204,3 +206,37 @@ def test_patients_without_any_label_change_nothing_but_the_count() -> None:
     total = local_update(plan, network, layout, data, parameters, key="k")
     np.testing.assert_array_equal(total[:-2], 0)
     np.testing.assert_array_equal(total[-2:], [3, 0])
+
+
+def test_patches_are_varied_by_the_key_alone_and_what_is_absent_stays_so() -> None:
+    patch = {"size": [4, 6, 8], "window": [0, 1]}
+    scan = {"encoder": "cnn", "patch": {"ct": patch, "pet": patch}}
+    content: dict[str, Any] = {
+        "study": {"name": "s", "purpose": "a study for tests"},
+        "tasks": {"two": {"kind": "classification", "label": "two", "classes": ["no", "yes"]}},
+        "modalities": {"age": {"patterns": ["age"]}, "scan": scan},
+        "training": {"rounds": 1},
+    }
+    assert augmenter(parse(content), "key") is None
+    plan = parse(
+        content | {"modalities": {"age": {"patterns": ["age"]}, "scan": scan | {"augmentation": {"noise": 0.1}}}}
+    )
+    values, seen = torch.rand(3, 3 + 2 * 192), torch.ones(3, 3)
+    values[0, 3:] = 0
+    values[1, 3 : 3 + 192] = 0
+    before = values.clone()
+    vary, again, other = (augmenter(plan, key) for key in ("key", "key", "other"))
+    assert vary is not None
+    assert again is not None
+    assert other is not None
+    made = vary(values, seen)
+    assert torch.equal(values, before)
+    assert torch.equal(made[:, :3], values[:, :3])
+    assert torch.equal(made[0], values[0])
+    assert not bool(made[1, 3 : 3 + 192].any())
+    assert not torch.equal(made[1, 3 + 192 :], values[1, 3 + 192 :])
+    assert torch.equal(made, again(values, seen))
+    assert not torch.equal(made, other(values, seen))
+    assert not torch.equal(made, vary(values, seen)), "anew in every batch"
+    with pytest.raises(ConfigError, match=r"age\.augmentation: varies patches"):
+        parse(content | {"modalities": {"age": {"patterns": ["age"], "augmentation": {}}}})
