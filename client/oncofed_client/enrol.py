@@ -9,6 +9,7 @@ from oncofed_client.identity import identity_of
 from oncofed_client.known_rosters import keep_roster
 from oncofed_client.node_key import node_public
 from oncofed_shared.enrolment import (
+    SITE_NAME,
     Enrolment,
     read_enrolment,
     read_enrolment_request,
@@ -49,6 +50,11 @@ def request_enrolment(state: Path, *, site: str, out: Path) -> Asked:
         DataError: a key is damaged, or was read by others.
         StorageError: the state or the file cannot be written.
     """
+    if not SITE_NAME.fullmatch(site):
+        # Before any key is made.
+        raise ConfigError(
+            f"{site}: is not a site's name; expected up to 64 letters, digits, spaces and any of _ . + -, a letter or digit first"
+        )
     key = identity_of(state)
     content = _earlier(state, site) or write_enrolment_request(site=site, node_key=node_public(state), key=key)
     write_whole(state / REQUEST_FILE, content, private=True)

@@ -26,6 +26,7 @@ from oncofed_shared.signed_document import read_document, sign_document
 from oncofed_shared.strict import Frozen
 
 __all__ = [
+    "SITE_NAME",
     "Enrolment",
     "EnrolmentRequest",
     "read_enrolment",
@@ -35,7 +36,9 @@ __all__ = [
 ]
 
 REQUEST, ANSWER = "enrolment-request", "enrolment"
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}$")]
+SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}")
+"""What a site may be called: a name that is a file's name too."""
+_Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
 _Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _NodeKey = Annotated[str, Field(pattern=r"^ecdsa-sha2-nistp384 [A-Za-z0-9+/=]{20,400}$")]
 _Address = Annotated[str, Field(pattern=r"^([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):[0-9]{1,5}$")]

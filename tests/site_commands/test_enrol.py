@@ -203,3 +203,11 @@ def test_a_signed_answer_of_another_form_is_refused(field: str, value):
             "plan_key": "0" * 64, "roster": None, "issued": 1.0}  # fmt: skip
     with pytest.raises(DataError):
         read_enrolment(sign_document("enrolment", body | {field: value}, AGGREGATOR_KEY))
+
+
+@pytest.mark.parametrize("name", ["../../x", "x" * 65, "a\nb"])
+def test_what_is_no_sites_name_makes_no_key(run: Run, site: Path, state: Path, tmp_path: Path, name: str):
+    code, _, err = run("enrol", "request", site, "--name", name, "--out", tmp_path / "request.json")
+    assert (code, "is not a site's name" in err) == (3, True)
+    assert not (state / "identity.key").exists()
+    assert not (tmp_path / "request.json").exists()
