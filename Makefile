@@ -37,7 +37,7 @@ proxy:
 	|| echo "nginx is missing and cannot be installed from here: install it (apt-get install nginx-light), then run this again"
 
 # Tests of one group share a long fixture, so one worker has them.
-test: install
+test: install proxy
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # pytest ends with 5 where no test carries the marker.

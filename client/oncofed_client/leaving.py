@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from oncofed_shared.noised_tables import coarse_size, histogram_size, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan_reduction import Statistical
+from oncofed_shared.reduction import length
+from oncofed_shared.reduction_rules import uncharged_reductions
 
 __all__ = ["Leaving", "exchanges", "leaving"]
 
@@ -41,6 +44,11 @@ def _looks(plan: Plan) -> int:
     return rounds // every + bool(rounds % every)
 
 
+def _reductions(plan: Plan) -> list[int]:
+    """Messages that each of the plan's reductions takes, in the order of its modalities."""
+    return [length(plan, m.reduction) for m in plan.modalities.values() if isinstance(m.reduction, Statistical)]
+
+
 def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     """Everything, in the order in which it is asked for.
 
@@ -74,8 +82,12 @@ def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     if plain:
         what = "sums over training patients: per column number, sum and squares; patients per class"
         found.append(Leaving(what=what, times=1, bytes=None, guarded="sum"))
+        sums = zip(uncharged_reductions(plan.modalities), _reductions(plan), strict=True)
+        found += [Leaving(what=what, times=times, bytes=None, guarded="sum") for what, times in sums]
+    holders = plain and plan.strategy.average == "holders"
     what = "change of the model from training here" + (", number of patients, sum of losses" if plain else "")
-    size = RING_BYTES * (parameters + 2)
+    what += ", number of patients for each modality" if holders else ""
+    size = RING_BYTES * (parameters + 2 + holders * len(plan.modalities))
     found.append(Leaving(what=what, times=rounds, bytes=size, guarded="sum" if plain else "noise"))
     if plain or (isinstance(privacy, SitePrivacy) and privacy.release_tables):
         if plan.evaluation.split.validation:
@@ -95,4 +107,5 @@ def exchanges(plan: Plan) -> int:
         # Keys are dealt in three exchanges per block; a sum is an upload and an opening.
         return count + 3 * (1 + (plan.training.rounds + scores) // 128) + 2 * (plan.training.rounds + scores)
     scored = isinstance(privacy, NoPrivacy) or privacy.release_tables
+    count += max(_reductions(plan), default=0)
     return count + plan.training.rounds + ((_looks(plan) + 1) if scored else 0)

@@ -94,12 +94,37 @@ def components(moments: Moments, count: int) -> tuple[Values, Values]:
         (k, columns) directions of length 1, that of most variance first, each with its largest weight above zero; and (k,)
         their variances. k is `count`, or how many directions have any variance.
     """
-    variances, vectors = np.linalg.eigh(moments.covariance)
-    order = np.argsort(variances)[::-1][:count]
+    from scipy.linalg import eigh  # noqa: PLC0415 - takes a while to import, and most runs do not need it
+
+    # All 1,544 directions of a table take seconds, and are asked for by the federation and by each hospital's own model.
+    columns = len(moments.covariance)
+    variances, vectors = eigh(moments.covariance, subset_by_index=[max(columns - count, 0), columns - 1])
+    order = np.argsort(variances)[::-1]
     order = order[variances[order] > SMALLEST_VARIANCE * max(float(variances[-1]), np.finfo(np.float64).tiny)]
     directions = vectors[:, order].T
     largest = directions[np.arange(len(directions)), np.abs(directions).argmax(axis=1)]
     return directions * np.sign(largest)[:, None], variances[order]
+
+
+def _made_up(moments: Moments) -> tuple[Values, Values]:
+    """Patients with these moments, at most as many as columns: X'X and X'Y are all that the LASSO knows of its data.
+
+    A Cholesky factor with pivots gives them in a tenth of the time that eigenvectors take.
+
+    Returns:
+        (k, columns) X and (k, responses) Y, with X'X / k the covariance and X'Y / k that with the responses.
+    """
+    from scipy.linalg import solve_triangular  # noqa: PLC0415 - takes a while to import, and most runs do not need it
+    from scipy.linalg.lapack import dpstrf  # noqa: PLC0415
+
+    covariance, cross = moments.covariance, moments.cross
+    factor, order, rank, _ = dpstrf(covariance, tol=SMALLEST_VARIANCE * float(covariance.diagonal().max()))
+    order = order - 1
+    upper = np.triu(factor)[:rank]
+    rows = np.empty_like(upper)
+    rows[:, order] = upper
+    answers = solve_triangular(upper[:, :rank], cross[order[:rank]], trans="T")
+    return np.asfortranarray(rows * np.sqrt(rank)), answers * np.sqrt(rank)
 
 
 def lasso_weights(moments: Moments, keep: int) -> Values:
@@ -115,14 +140,9 @@ def lasso_weights(moments: Moments, keep: int) -> Values:
 
     cross = moments.cross
     weights: Values = np.zeros_like(cross)
-    if not cross.any():
+    if not cross.any() or moments.covariance.diagonal().max() <= 0:
         return weights
-    # The same problem over as many made-up patients as columns: X'X and X'Y are all that the LASSO knows of its data.
-    variances, vectors = np.linalg.eigh(moments.covariance)
-    real = variances > SMALLEST_VARIANCE * variances[-1]
-    root = np.sqrt(variances[real] * real.sum())
-    rows = np.asfortranarray(vectors[:, real].T * root[:, None])
-    answers = (vectors[:, real].T @ cross) / root[:, None] * real.sum()
+    rows, answers = _made_up(moments)
     several = cross.shape[1] > 1
     first = float(np.linalg.norm(cross, axis=1).max())
     for share in PATH:

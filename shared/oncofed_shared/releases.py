@@ -17,17 +17,20 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         runs: how often a simulation trains over the same patients; epsilon is of one of them.
 
     Guarantees:
-        - Without privacy that is all that leaves; sums of reductions are named one by one.
+        - Without privacy that is all that leaves; sums of reductions are named one by one, and the patients of each modality
+          that `average = "holders"` sends.
         - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells.
     """
     parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
     privacy = plan.privacy
     if isinstance(privacy, NoPrivacy):
+        counts = ("each site's number of training patients for each modality that it has, in every round",)
         return (
             "column names and numbers of patients of each site",
             "sums per column over each site's training patients (scaling, class weights)",
             *uncharged_reductions(plan.modalities),
             "each site's update and mean training loss in every round",
+            *(counts if plan.strategy.average == "holders" else ()),
             _TABLES.format(parts="validation and test"),
         )
     found = [

@@ -160,7 +160,7 @@ def test_a_site_takes_the_model_and_applies_it(run: WholeRun):
     assert stat.S_IMODE(table.stat().st_mode) == 0o600
     with table.open(newline="") as file, (hospital.data / "clinical.csv").open(newline="") as own:
         rows = list(csv.DictReader(file))
-        assert {r["patient"] for r in rows} <= {r["patient_id"] for r in csv.DictReader(own)}
+        assert {r["patient_id"] for r in rows} <= {r["patient_id"] for r in csv.DictReader(own)}
     assert all(0 < float(r["survival.risk"]) < 1 for r in rows)
 
 

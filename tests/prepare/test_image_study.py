@@ -34,7 +34,7 @@ def plan(demo_plan: Plan) -> Plan:
     content = demo_plan.model_dump(mode="json")
     kept = {"clinical": content["modalities"]["clinical"], "scan": {"encoder": "cnn", "patch": {"ct": CT}}}
     content |= {"modalities": kept, "model": {"width": 8, "heads": 2, "layers": 1, "feedforward": 12}}
-    content["training"] |= {"rounds": 3}
+    content["training"] |= {"rounds": 2}
     content["evaluation"] |= {"minimum_shown": 1, "minimum_events": 1, "bootstrap": 50}
     return parse(content)
 

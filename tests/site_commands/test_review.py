@@ -30,6 +30,7 @@ from oncofed_shared.messages import (
     Head,
     Open,
     Ready,
+    Reduced,
     Summary,
     Tables,
     Trial,
@@ -234,7 +235,15 @@ def test_without_an_enrolment_nothing_is_approved(run: Run, site: Path, state: P
     assert "enrolment.json" in err
 
 
-@pytest.mark.parametrize("changes", [{}, PRIVATE_PLAN], ids=["none", "consortium"])
+HOLDERS_PLAN = {
+    "strategy__average": "holders",
+    "modalities__mutations__reduction": {"kind": "lasso", "keep": 4},
+    "modalities__shape__reduction": {"kind": "pca", "components": 2},
+}
+"""Changes under which a site sends counts by modality, and sums before the training."""
+
+
+@pytest.mark.parametrize("changes", [{}, HOLDERS_PLAN, PRIVATE_PLAN], ids=["none", "holders", "consortium"])
 def test_what_is_said_to_leave_is_what_leaves(
     hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]
 ):
@@ -264,6 +273,10 @@ def test_what_is_said_to_leave_is_what_leaves(
             Summary: "sums over",
             Description: "names of columns",
         }
+        # Sums of all reductions go in one message.
+        reduced = [item.times for what, item in said.items() if "(reduction of" in what]
+        assert sum(isinstance(r, Reduced) for r in sent) == max(reduced, default=0)
+        assert any("for each modality" in what for what in said) == (plan.strategy.average == "holders")
         large = [(r.vector.nbytes, "change") for r in sent if isinstance(r, Update)]
     else:
         kinds = {Contribution: ("sum of clipped", "histogram", "tables"), Description: "names of columns"}

@@ -97,7 +97,7 @@ def patients(n: int = 6) -> tuple[Tensor, Tensor]:
 
 
 SHOWN = ("graph and sets", "attention", "pathways")
-CASES = [(e, {"fusion": f}) for e in SHOWN for f in FUSIONS] + [(e, {"size": s}) for e in SHOWN for s in SIZES]
+CASES = [(SHOWN[0], {"fusion": f}) for f in FUSIONS] + [(e, {"size": s}) for e in SHOWN for s in SIZES]
 each_case = pytest.mark.parametrize(
     ("encoder", "model"), CASES, ids=[f"{e}-{next(iter(m.values()))}" for e, m in CASES]
 )

@@ -178,3 +178,7 @@ def test_what_is_uncharged_follows_from_the_plan() -> None:
     free = uncharged(parse(study({"privacy": ...})))
     assert any("update" in line for line in free)
     assert any("sums per column" in line for line in free)
+    counted = uncharged(parse(study({"privacy": ..., "strategy.average": "holders"})))
+    assert set(counted) - set(free) == {
+        "each site's number of training patients for each modality that it has, in every round"
+    }

@@ -72,7 +72,7 @@ def test_a_small_experiment_takes_what_it_says(make_plan: Callable[..., Plan], t
         training__rounds=2,
         modalities__shape__side="imaging",
         modalities__mutations__side="genes",
-        simulation={"cohort": {"sites": 3, "patients": 90, "seed": 3}},
+        simulation={"cohort": {"sites": 3, "patients": 60, "seed": 3}},
     )
     names = ("site-1", "site-2", "site-3")
     asked = list(settings(plan, names))
