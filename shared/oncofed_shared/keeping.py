@@ -33,6 +33,7 @@ class Program:
         environment: all that it sees.
         user: whom it runs as; without it, as this process.
         group: likewise.
+        passes: open files that it has from us, beside its output.
         why: says in plain words what an exit code means, where it can be said.
     """
 
@@ -41,6 +42,7 @@ class Program:
     environment: Mapping[str, str]
     user: int | None = None
     group: int | None = None
+    passes: tuple[int, ...] = ()
     why: Callable[[int], str] = lambda code: f"ended with code {code}" if code >= 0 else f"was ended by signal {-code}"
 
 
@@ -74,6 +76,7 @@ class _Kept:
                 env=dict(self.program.environment),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
+                pass_fds=self.program.passes,
                 user=self.program.user,
                 group=self.program.group,
                 extra_groups=None if self.program.user is None else [],

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from threading import Event
 
+from oncofed_client.gate.fence import Way
 from oncofed_client.gate.node import open_gate
 from oncofed_shared.errors import OncofedError
 from oncofed_shared.keeping import Program, keep
@@ -35,7 +36,8 @@ def main() -> None:
         signal.signal(number, lambda *_: stop.set())
     try:
         gate = open_gate(given.credentials, home=given.home.absolute(), socket=given.socket)
-        programs = [gate.program(os.environ, **_rights(given.user))]
+        way = Way(gate.enrolment.address, os.environ, _say)
+        programs = [gate.program(os.environ, way=way.theirs.fileno(), **_rights(given.user))]
         if given.daemon is not None:
             programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
         keep(programs, stop=stop, say=_say, patience=PATIENCE)

@@ -51,16 +51,21 @@ class Gate:
     home: Path
     socket: Path
 
-    def program(self, environment: Mapping[str, str], *, user: int | None = None, group: int | None = None) -> Program:
-        """The SuperNode as a program that must run.
+    def program(
+        self, environment: Mapping[str, str], *, way: int, user: int | None = None, group: int | None = None
+    ) -> Program:
+        """The SuperNode as a program that must run, behind a fence (`fence`).
 
         Args:
             environment: of this process; little of it is passed on.
+            way: `Way.theirs`, by which it reaches the aggregator.
         """
+        fence = [sys.executable, "-m", "oncofed_client.gate.fence", str(way), self.enrolment.address]
         return Program(
             name="gate",
-            command=self.command,
+            command=lambda: [*fence, *self.command()],
             environment=environment_of(environment, self.home),
+            passes=(way,),
             user=user,
             group=group,
             why=_why,

@@ -83,7 +83,7 @@ def test_the_supernode_is_started_with_tls_a_key_and_what_the_relay_needs(state,
 def test_a_gate_sees_what_it_needs_of_the_environment_and_is_silent(state, tmp_path):
     gate = open_gate(state, home=tmp_path / "gate", socket=Path("s"))
     given = {name: f"of {name}" for name in PASSED_ON} | {"DATABASE_PASSWORD": "x", "FLWR_HOME": "y", "AWS_KEY": "z"}
-    made = gate.program(given).environment
+    made = gate.program(given, way=3).environment
     assert set(made) <= {*PASSED_ON, *SILENT, "HOME", "FLWR_HOME", "FLWR_SUPEREXEC_TASK_POLL_INTERVAL"}
     assert SILENT.items() <= made.items()
     assert made["FLWR_TELEMETRY_ENABLED"] == "0"
@@ -95,7 +95,7 @@ def test_a_gate_sees_what_it_needs_of_the_environment_and_is_silent(state, tmp_p
 
 
 def test_exit_305_is_explained(state, tmp_path):
-    why = open_gate(state, home=tmp_path / "gate", socket=Path("s")).program({}).why
+    why = open_gate(state, home=tmp_path / "gate", socket=Path("s")).program({}, way=3).why
     assert "for up to a minute" in why(1)
     assert why(3) == "ended with code 3"
     assert why(-9) == "was ended by signal 9"
