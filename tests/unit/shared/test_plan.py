@@ -62,7 +62,7 @@ def study(**changes: Any) -> dict[str, Any]:
         if value is ...:
             del here[last]
         else:
-            here[last] = value
+            here[last] = copy.deepcopy(value)
     return content
 
 
