@@ -143,7 +143,7 @@ def test_a_plan_without_files_says_nothing_of_a_folder(tmp_path: Path) -> None:
     [
         (
             None,
-            r"genes.txt: cannot be read \(No such file or directory\); put the file there, or say with \[simulation\]",
+            r"genes.txt: cannot be read \(No such file or directory\); put the file there, or say where it is",
         ),
         (
             b"A C\n",
