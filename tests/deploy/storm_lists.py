@@ -1,6 +1,6 @@
 """Lists of faults: drawn from a seed, run against both cores, judged, and made shorter when they find something.
 
-An operation is a tuple of a word and what belongs to it. Those of EXCHANGES use up one exchange; the others happen before the next one.
+An operation is a tuple of a word and what belongs to it. Those of EXCHANGES use up one exchange; the others happen before it.
 
     deliver i             the i-th request under way is answered
     hold i                its answer comes some seconds later, behind others
@@ -37,6 +37,8 @@ Operation = tuple[Any, ...]
 EXCHANGES = frozenset(
     {"deliver", "hold", "late", "lose request", "lose reply", "twice", "drop link", "old", "kill site"}
 )
+MILD_WRITES, MILD_SECONDS = 5, 2.4
+"""How many refused writes, and how wrong a clock, a run survives in any case."""
 STEPS = 45
 """Storage steps among which a kill is drawn; an exchange of a private plan has about so many."""
 EXPECTED = {
@@ -55,44 +57,42 @@ EXPECTED = {
 """Why a run may end without a model, by what has happened. Whatever else happens, it ends with one."""
 
 
+ALWAYS = (
+    *("deliver", "deliver", "deliver", "hold", "twice", "old", "drop link", "kill site", "kill site", "kill site"),
+    *("kill hub", "kill hub", "fill site", "fill hub", "clock", "lose request", "lose reply", "late"),
+)
+WILD = ("clock", "newer", "same", "withdraw", "revoke", "copy", "restore", "fill site", "fill hub")
+"""What a run need not survive; it ends then, and says why."""
+SILENT = frozenset({"late", "lose request", "lose reply"})
+FAR = (60.0, -60.0, 3600.0, -3600.0, 86400.0 * 40, -86400.0 * 2)
+
+
+def _one(chance: random.Random, sites: list[str], *, mild: bool) -> Operation:
+    word, index, site = chance.choice(ALWAYS if mild else ALWAYS + WILD), chance.randrange(4), chance.choice(sites)
+    rest: dict[str, tuple[Any, ...]] = {
+        "kill site": (index, chance.randrange(STEPS), chance.random() < 0.5),
+        "kill hub": (chance.randrange(1, 12), chance.random() < 0.5),
+        "fill site": (site, chance.randrange(12), chance.randint(1, MILD_WRITES if mild else 300)),
+        "fill hub": (chance.randrange(6), chance.randint(1, MILD_WRITES if mild else 40)),
+        "clock": (site, chance.uniform(-MILD_SECONDS, MILD_SECONDS) if mild else chance.choice(FAR)),
+    }
+    named = dict.fromkeys(("newer", "same", "withdraw", "revoke", "copy", "restore"), (site,))
+    return word, *(rest | named).get(word, (index,))
+
+
 def draw(seed: int, number: int, scene: Scene) -> tuple[int, list[Operation]]:
     """A moment of the calm run to begin at, and a list."""
     chance = random.Random(f"{seed}|{number}")
     sites = list(scene.wards)
     moment = chance.randrange(len(scene.moments))
-    mild = chance.random() < 0.6
-    silent = 0
-
-    def one() -> Operation:
-        i, site = chance.randrange(4), chance.choice(sites)
-        words = ["deliver"] * 3 + ["hold", "twice", "old", "drop link", "kill site", "kill site", "kill site"]
-        words += ["kill hub", "kill hub", "fill site", "fill hub", "clock", "lose request", "lose reply", "late"]
-        words += [] if mild else ["clock", "newer", "same", "withdraw", "revoke", "copy", "restore", "fill site", "fill hub"]
-        match word := chance.choice(words):
-            case "kill site":
-                return word, i, chance.randrange(STEPS), chance.random() < 0.5
-            case "kill hub":
-                return word, chance.randrange(1, 12), chance.random() < 0.5
-            case "fill site":
-                return word, site, chance.randrange(12), chance.randint(1, 5 if mild else 300)
-            case "fill hub":
-                return word, chance.randrange(6), chance.randint(1, 5 if mild else 40)
-            case "clock":
-                far = [60.0, -60.0, 3600.0, -3600.0, 86400.0 * 40, -86400.0 * 2]
-                return word, site, chance.uniform(-2.4, 2.4) if mild else chance.choice(far)
-            case "newer" | "same" | "withdraw" | "revoke" | "copy" | "restore":
-                return word, site
-            case _:
-                return word, i
-
+    # So many silences a site may have before the run goes on without it.
+    mild, silences = chance.random() < 0.6, scene.plan.training.attempts - 1
     found: list[Operation] = []
     for _ in range(chance.randint(1, 8)):
-        made = one()
-        # So many silences a site may have before the run goes on without it.
-        if mild and made[0] in {"late", "lose request", "lose reply"}:
-            silent += 1
-            if silent > scene.plan.training.attempts - 1:
-                continue
+        made = _one(chance, sites, mild=mild)
+        silences -= made[0] in SILENT
+        if mild and made[0] in SILENT and silences < 0:
+            continue
         found += [made]
         if made[0] == "copy":
             found += [("deliver", chance.randrange(4)) for _ in range(chance.randint(1, 4))] + [("restore", made[1])]
@@ -132,30 +132,20 @@ def _exchange(storm: Storm, operation: Operation) -> None:
 
 def _happen(storm: Storm, operation: Operation) -> None:
     """What is no exchange."""
-    match operation:
-        case "kill hub", steps, before:
-            storm.disk.kills[HUB] = (steps, before)
-        case "fill site", site, room, refused:
-            storm.disk.full[site] = (room, refused)
-        case "fill hub", room, refused:
-            storm.disk.full[HUB] = (room, refused)
-        case "clock", site, seconds:
-            storm.skew[site] = seconds
-        case "newer", site:
-            storm.newer.add(site)
-        case "same", site:
-            storm.newer.discard(site)
-        case "withdraw", site:
-            with storm.disk.of("a person"):
-                storm.withdraw(site)
-        case "revoke", site:
-            storm.revoke(site)
-        case "copy", site:
-            storm.copy(site)
-        case "restore", site:
-            storm.restore(site)
-        case _:
-            raise ValueError(operation)
+    word, *given = operation
+    what: dict[str, Callable[..., None]] = {
+        "kill hub": lambda steps, before: storm.disk.kills.update({HUB: (steps, before)}),
+        "fill site": lambda site, room, refused: storm.disk.full.update({site: (room, refused)}),
+        "fill hub": lambda room, refused: storm.disk.full.update({HUB: (room, refused)}),
+        "clock": lambda site, seconds: storm.skew.update({site: seconds}),
+        "newer": storm.newer.add,
+        "same": storm.newer.discard,
+        "withdraw": storm.withdraw,
+        "revoke": storm.revoke,
+        "copy": storm.copy,
+        "restore": storm.restore,
+    }
+    what[word](*given)
 
 
 def weather(scene: Scene, folder: Path, moment: int, operations: list[Operation], disk: Disk) -> Storm:
@@ -199,7 +189,9 @@ def judge(storm: Storm, operations: list[Operation]) -> None:
             assert len(storm.committed(site)) >= len(storm.known.charged[site]) or site in storm.restored
         if happened & {"kill site", "fill site", "restore"}:
             path = storm.state(site) / RECEIPTS_FILE
-            assert [p for p in verify_receipts(path, public, ledger=None) if "charge" not in p and "commit" not in p] == []
+            assert [
+                p for p in verify_receipts(path, public, ledger=None) if "charge" not in p and "commit" not in p
+            ] == []
     if storm.phase is Phase.DONE and not storm.stuck:
         assert storm.scene.private or storm.model == storm.scene.model, "another model than the calm run's"
         return
@@ -213,13 +205,13 @@ def harmless(operations: list[Operation]) -> bool:
     silences = 0
     for operation in operations:
         match operation:
-            case ("newer" | "withdraw" | "revoke" | "restore"), _:
+            case (("newer" | "withdraw" | "revoke" | "restore"), _):
                 return False
-            case "clock", _, seconds if abs(seconds) > 2.4:
+            case "clock", _, seconds if abs(seconds) > MILD_SECONDS:
                 return False
-            case ("fill site", _, _, refused) | ("fill hub", _, refused) if refused > 5:
+            case ("fill site", _, _, refused) | ("fill hub", _, refused) if refused > MILD_WRITES:
                 return False
-            case ("late" | "lose request" | "lose reply"), _:
+            case word, _ if word in SILENT:
                 silences += 1
     return silences <= 2
 

@@ -260,7 +260,9 @@ class Storm:
                 self.end_site(site)
 
     def _noted(self, site: str) -> Callable[[str, Any], None]:
-        return lambda event, fields: self.log.append((site, f"{event} {fields.get('code', '')} {fields.get('text', '')}"))
+        return lambda event, fields: self.log.append(
+            (site, f"{event} {fields.get('code', '')} {fields.get('text', '')}")
+        )
 
     def end_site(self, site: str) -> None:
         """`kill -9`."""
@@ -306,7 +308,9 @@ class Storm:
                 quorum=study.quorum,
             )
             key = scene.papers.step_key
-            return aggregator_for(scene.plan, roster, study.trial, session=study.session, state=state, key=key, names=names)
+            return aggregator_for(
+                scene.plan, roster, study.trial, session=study.session, state=state, key=key, names=names
+            )
 
         with self.disk.of(HUB):
             journal = Journal(self.folder / "journal.sqlite", study=study.id)
@@ -438,10 +442,7 @@ class Storm:
             assert len(committed) >= len(self.known.charged[site]), f"{site}: more was released than charged"
 
     def receipts(self, site: str) -> set[str]:
-        return {
-            json.loads(c)["body"].get("sha256", "")
-            for c in self._rows(self.state(site) / RECEIPTS_FILE)
-        }
+        return {json.loads(c)["body"].get("sha256", "") for c in self._rows(self.state(site) / RECEIPTS_FILE)}
 
     def committed(self, site: str) -> set[str]:
         """Hashes of what the ledger on the disk has charged and committed."""
@@ -458,7 +459,8 @@ class Storm:
     # -- what people do -------------------------------------------------------------------------------------------------------
 
     def withdraw(self, site: str) -> None:
-        withdraw(self.state(site), self.scene.papers.study.id, now=self.now, site=site)
+        with self.disk.of("a person"):
+            withdraw(self.state(site), self.scene.papers.study.id, now=self.now, site=site)
 
     def revoke(self, site: str) -> None:
         """A new roster epoch without a site's key."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
@@ -101,7 +102,10 @@ def found_by(scene: Scene, folder: Path, numbers: range, *, seed: int = SEED) ->
             if what:
                 kind = what.partition(":")[0]
                 least = shorter(operations, lambda o, m=moment, k=kind: broken(m, o).startswith(k))  # type: ignore[misc]
-                return ends, f"seed {seed}, list {number}, from moment {moment}: {least}: {broken(moment, least) or what}"
+                return (
+                    ends,
+                    f"seed {seed}, list {number}, from moment {moment}: {least}: {broken(moment, least) or what}",
+                )
             ends["had to"] += harmless(operations)
     return ends, ""
 
@@ -120,7 +124,9 @@ def test_ten_thousand_lists_of_faults(chunk: int, scene: Callable[[str], Scene],
 # -- would they find anything? ----------------------------------------------------------------------------------------------
 
 
-def _forgets_to_charge(ledger: Any, outbox: Any, *, reply_id: str, request_hash: str, session: str, compute: Any, **_: Any) -> bytes:
+def _forgets_to_charge(
+    ledger: Any, outbox: Any, *, reply_id: str, request_hash: str, session: str, compute: Any, **_: Any
+) -> bytes:
     ledger.head()
     kept = outbox.get(reply_id, request_hash)
     if kept is None:
@@ -128,10 +134,18 @@ def _forgets_to_charge(ledger: Any, outbox: Any, *, reply_id: str, request_hash:
     return bytes(kept)
 
 
-def _hands_over_before_it_keeps(ledger: Any, outbox: Any, *, plan_hash: str, reply_id: str, request_hash: str, charge: Any,
-                                compute: Any, now: float, **_: Any) -> bytes:  # fmt: skip
-    import hashlib  # noqa: PLC0415
-
+def _hands_over_before_it_keeps(
+    ledger: Any,
+    _: Any,
+    *,
+    plan_hash: str,
+    reply_id: str,
+    request_hash: str,
+    charge: Any,
+    compute: Any,
+    now: float,
+    **__: Any,
+) -> bytes:
     entry = ledger.reserve(plan_hash, reply_id, request_hash, charge, now=now)
     made = compute()
     if ledger.reservation(reply_id).state == "open":
@@ -150,13 +164,13 @@ DEFECTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "a site hands a reply over before it is kept": (
         "noise of one site", lambda: mock.patch.object(contributor, "charged_reply", _hands_over_before_it_keeps)),
     "a site commits nothing": (
-        "noise of one site", lambda: mock.patch.object(Ledger, "commit", lambda *_, **__: None)),
+        "noise of one site", lambda: mock.patch.object(Ledger, "commit", return_value=None)),
     "a site writes no receipt": (
-        "one site", lambda: mock.patch.object(Receipts, "append", lambda *_, **__: 0)),
+        "one site", lambda: mock.patch.object(Receipts, "append", return_value=0)),
     "a site does not store its replies": (
-        "noise of one site", lambda: mock.patch.object(DoorMemory, "keep", lambda *_, **__: None)),
+        "noise of one site", lambda: mock.patch.object(DoorMemory, "keep", return_value=None)),
     "a site takes the same number twice": (
-        "one site", lambda: mock.patch.object(DoorMemory, "take", lambda *_, **__: None)),
+        "one site", lambda: mock.patch.object(DoorMemory, "take", return_value=None)),
     "the aggregator sends before it writes the number down": (
         "one site", lambda: mock.patch.object(Journal, "assign", _unwritten_numbers())),
     "the aggregator forgets what has arrived": (
@@ -164,7 +178,7 @@ DEFECTS: dict[str, tuple[str, Callable[[], Any]]] = {
 }  # fmt: skip
 
 
-def _forgets_arrivals(journal: Journal, kind: str, now: float, **_: Any) -> int:
+def _forgets_arrivals(journal: Journal, _: str, now: float, **__: Any) -> int:
     row = journal._base.execute(
         "INSERT INTO events (kind, now, reply, cost) VALUES (?, ?, ?, ?)", ("tick", now, b"", "{}")
     )
@@ -181,7 +195,7 @@ def test_a_core_with_a_defect_is_found(name: str, scene: Callable[[str], Scene],
 
 
 def test_the_same_seed_gives_the_same_lists_and_a_failing_one_is_shortened(
-    scene: Callable[[str], Scene], folder: Path
+    scene: Callable[[str], Scene],
 ) -> None:
     one = scene("one site")
     assert draw(3, 5, one) == draw(3, 5, one) != draw(3, 6, one)
