@@ -47,7 +47,7 @@ EXPECTED = {
     "revoke": ("revoked", "other-model", "roster"),
     "newer": ("no answer before the deadline",),
     "restore": ("rolled-back", "other-model", "unknown-session", "replayed", "silent", "unapproved-plan", "reply-is-over",
-                "unknown-formation", "no answer before the deadline", "egress", "formation"),
+                "unknown-formation", "set-up", "step", "no answer before the deadline", "egress", "formation"),
     "late": ("no answer before the deadline",),
     "lose request": ("no answer before the deadline",),
     "lose reply": ("no answer before the deadline",),

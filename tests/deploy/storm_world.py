@@ -10,10 +10,12 @@ import hashlib
 import json
 import shutil
 import sqlite3
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,7 +41,7 @@ from oncofed_server.journal import Journal, digest_of
 from oncofed_server.journaled import JournaledRun
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.dispatch import MOST_DEATHS
-from oncofed_shared import sealed
+from oncofed_shared import public_keys, sealed
 from oncofed_shared.errors import OncofedError
 from oncofed_shared.flower_records import unpack
 from oncofed_shared.messages import Contribution, Refusal, Update, from_bytes
@@ -442,7 +444,9 @@ class Storm:
             assert len(committed) >= len(self.known.charged[site]), f"{site}: more was released than charged"
 
     def receipts(self, site: str) -> set[str]:
-        return {json.loads(c)["body"].get("sha256", "") for c in self._rows(self.state(site) / RECEIPTS_FILE)}
+        """Hashes of the answers that the newest receipts on the disk are about."""
+        path = self.state(site) / RECEIPTS_FILE
+        return {json.loads(c)["body"].get("sha256", "") for c in self._rows(path, "DESC LIMIT 4")}
 
     def committed(self, site: str) -> set[str]:
         """Hashes of what the ledger on the disk has charged and committed."""
@@ -450,11 +454,12 @@ class Storm:
         return {b["body"]["reply_hash"] for b in bodies if b["kind"] == "commit"}
 
     @staticmethod
-    def _rows(path: Path) -> list[str]:
+    def _rows(path: Path, rest: str = "") -> list[str]:
         if not path.exists():
             return []
+        query = f"SELECT content FROM entries ORDER BY number {rest}"  # noqa: S608 - two texts of this module
         with closing(sqlite3.Connection(str(path))) as base:
-            return [c for (c,) in base.execute("SELECT content FROM entries ORDER BY number")]
+            return [c for (c,) in base.execute(query)]
 
     # -- what people do -------------------------------------------------------------------------------------------------------
 
@@ -494,6 +499,18 @@ class Storm:
         shutil.copytree(copy, self.state(site))
         self.restored.add(site)
         self.start_site(site)
+
+
+@contextmanager
+def remembered_signatures() -> Iterator[None]:
+    """Whether a signature holds is a pure function of its arguments, and most of a list's time; so it is asked once for each."""
+    asked = lru_cache(maxsize=1 << 14)(public_keys.is_signed)
+    with ExitStack() as stack:
+        for name, module in sorted(sys.modules.items()):
+            mine = name.startswith("oncofed_") and module is not public_keys
+            if mine and vars(module).get("is_signed") is public_keys.is_signed:
+                stack.enter_context(mock.patch.object(module, "is_signed", asked))
+        yield
 
 
 def load_settings_of(ward: Ward) -> Any:

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from airlock_world import private_changes
 from storm_disk import Disk, stormy
 from storm_lists import Operation, draw, harmless, shorter, weather
-from storm_world import Scene, Storm
+from storm_world import Scene, Storm, remembered_signatures
 
 from oncofed_client import contributor
 from oncofed_client.door_memory import DoorMemory
@@ -95,7 +95,7 @@ def found_by(scene: Scene, folder: Path, numbers: range, *, seed: int = SEED) ->
         ends["stuck" if storm.stuck else storm.phase.value] += 1
         return ""
 
-    with stormy(disk):
+    with stormy(disk), remembered_signatures():
         for number in numbers:
             moment, operations = draw(seed, number, scene)
             what = broken(moment, operations)
