@@ -6,7 +6,8 @@ For each share (protocol, rules 11 and 12): reserve in the ledger, sample, clip,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ from oncofed_shared.messages import (
     Trial,
 )
 from oncofed_shared.plan import Plan
+from oncofed_shared.secagg.messages import Upload
 from oncofed_shared.witness import Head as LedgerHead
 from oncofed_shared.witness import Witness, sign_witness
 
@@ -183,8 +185,9 @@ class Contributor:
         begins = type(ask).__name__ == _ADVERTISE
         with self._keys.alone():
             party = self._party(plan, request.head, request.formation, begins=begins)
-            answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
-            self._keep(request.head.session, request.formation, party)
+            with self._as_on_disk(request.head.session):
+                answer = party.answer(ask)  # type: ignore[arg-type] # what is no ask is refused there
+                self._keep(request.head.session, request.formation, party)
         self._take_witnesses(request)
         return Exchanged(
             head=request.head,
@@ -255,24 +258,29 @@ class Contributor:
         asked = (plan.hash, repr(head.trial), formation.members, step.parts)
         request_hash = hashlib.sha256(repr((reply_id, asked)).encode()).hexdigest()
 
+        made: list[Upload] = []
+
         def compute() -> bytes:
             values = share(self._random(f"{head.trial}|{request.kind}|{request.round}|{request.number}"))
             check_share(values, size=size, largest=largest)
-            upload = party.upload(step, to_ring(values, party.group.ring_bits))
-            self._keep(head.session, formation, party)
-            return secagg.to_bytes(upload)
+            made.append(party.upload(step, to_ring(values, party.group.ring_bits)))
+            return secagg.to_bytes(made[0])
 
-        content = charged_reply(
-            self.ledger,
-            self.outbox,
-            plan_hash=account_of(plan, head.trial),
-            session=head.session,
-            reply_id=reply_id,
-            request_hash=request_hash,
-            charge=charge,
-            compute=compute,
-            now=self.clock(),
-        )
+        with self._as_on_disk(head.session):
+            content = charged_reply(
+                self.ledger,
+                self.outbox,
+                plan_hash=account_of(plan, head.trial),
+                session=head.session,
+                reply_id=reply_id,
+                request_hash=request_hash,
+                charge=charge,
+                compute=compute,
+                now=self.clock(),
+            )
+            # The share is stored first. Killed in between, a site finds it and lets its keys count it as masked.
+            if made or _adopted(party, content):
+                self._keep(head.session, formation, party)
         return Contribution(head=head, site=self.site, content=content, ledger=self.ledger.head())
 
     def noised(
@@ -330,6 +338,15 @@ class Contributor:
             raise RemoteProtocolError("this site with its key is not a member of the formation", code="formation")
         return secagg.SiteParty(group, self.site, key)
 
+    @contextmanager
+    def _as_on_disk(self, session: str) -> Iterator[None]:
+        """Whatever fails in here, the keys go on from what the disk has of them, and not from what was tried."""
+        try:
+            yield
+        except BaseException:
+            self._sittings.pop(session, None)
+            raise
+
     def _keep(self, session: str, formation: Formation, party: secagg.SiteParty) -> None:
         """Write the keys' state down, in place of the one before: what is erased there is erased here."""
         version = self._keys.write(session, formation, epoch=self.ledger.epoch, state=party.state())
@@ -363,6 +380,16 @@ class Contributor:
         peers = {known[m] for m in request.formation.members if m in known and m != self.site}
         for content in request.witnesses.values():
             self.ledger.witness(Witness.from_bytes(content), trusted=(*peers, *self.trusted))
+
+
+def _adopted(party: secagg.SiteParty, content: bytes) -> bool:
+    """Let keys count a stored share as masked by them; False if they do already, or are not those that masked it."""
+    upload = secagg.from_bytes(content)
+    try:
+        party.adopt(upload)  # type: ignore[arg-type] # what this site stored as a share
+    except RemoteProtocolError:
+        return False
+    return True
 
 
 def _public(raw: bytes) -> Ed25519PublicKey:

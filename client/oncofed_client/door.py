@@ -27,6 +27,7 @@ from oncofed_client.door_checks import (
     check_clock,
     check_epoch,
     check_model_shown,
+    check_not_older,
     check_plan_key,
     check_run,
     check_scope,
@@ -103,6 +104,7 @@ class Door:
         - Nothing is answered but with a signature under bytes that the step key of a study approved here has signed, for
           this site, this run, and not before; everything else gets the same few bytes, or a refusal with a code.
         - The same request is answered with the same bytes, as long as it is the study's newest; an older one is refused.
+        - A state that is older than an answer under a model which the aggregator has, answers nothing more.
         - What leaves was checked against its request and plan, is stored, and has a receipt on the disk.
         - Every refusal has a line in the log, and neither the line nor the refusal has anything about a patient.
         - Whatever the bytes are, `handle` returns bytes and raises nothing.
@@ -185,6 +187,7 @@ class Door:
         check_scope(approval, message)
         check_run(study, message)
         self._set_up(study, members, case.now)
+        check_not_older(self._memory, request, study, site=site, key=public_of(self._key))
         stored = self._memory.stored(study.id, request.number, request.digest)
         if stored is not None:
             return stored

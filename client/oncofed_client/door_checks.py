@@ -16,7 +16,7 @@ from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
 from oncofed_shared.messages import Count, End, Errand, Request, from_bytes
 from oncofed_shared.roster import RosterEpoch
 from oncofed_shared.sealed import SealedRequest
-from oncofed_shared.sights import agreeing, model_of, moment_of, needed
+from oncofed_shared.sights import agreeing, model_of, moment_of, needed, open_sight
 from oncofed_shared.signed_study import SignedStudy
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "check_clock",
     "check_epoch",
     "check_model_shown",
+    "check_not_older",
     "check_plan_key",
     "check_run",
     "check_scope",
@@ -169,6 +170,30 @@ def check_run(study: SignedStudy, message: Asked) -> None:
     head = message.head
     if (head.plan_hash, head.trial, head.session) != (study.plan.hash, study.trial, study.session):
         raise RemoteProtocolError("the message is of another plan, trial or session than the study", code="other-run")
+
+
+def check_not_older(memory: DoorMemory, request: SealedRequest, study: SignedStudy, *, site: str, key: bytes) -> None:
+    """See that this site remembers what it signed, as far as it is shown.
+
+    Args:
+        key: this site's public key, 32 bytes.
+
+    Guarantees:
+        - A site whose state was brought back from a copy of before its newest answer under a model, of which the aggregator knows,
+          answers nothing more in the study.
+
+    Raises:
+        PolicyRefusal: code `rolled-back`.
+    """
+    for content in request.sights:
+        sight = open_sight(content)
+        own = (sight.study_id, sight.site) == (study.id, site) and sight.is_signed_by(key)
+        if own and memory.model_at(study.id, sight.moment) != sight.model:
+            raise PolicyRefusal(
+                f"this site has signed the model of '{sight.moment}' and does not remember it: its state was brought back from an "
+                "older copy; leave the study, and begin a new epoch of the ledger before the next one",
+                code="rolled-back",
+            )
 
 
 def check_model_shown(

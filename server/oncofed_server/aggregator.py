@@ -303,7 +303,11 @@ class Aggregator:
 
     def outstanding(self) -> list[Outgoing]:
         """The requests of the step under way to those who have not answered, once more: after `load_state` in place of `Start`."""
-        return self._ask(tuple(m for m in self._members(self.state.phase) if m in self.state.pending))
+        return self._ask(self._waiting())
+
+    def _waiting(self) -> tuple[str, ...]:
+        """Those whose answer is awaited, in the roster's order. Each phase asks others, so it is not asked whom this one asked."""
+        return tuple(m for m in self.roster.everybody if m in self.state.pending)
 
     def step(self, event: Event) -> list[Outgoing]:
         """Take one event; return the requests that follow from it."""
@@ -676,7 +680,7 @@ class Aggregator:
     # -- going on without a site ------------------------------------------------------------------------------------------------
 
     def _overdue(self, now: float) -> list[Outgoing]:
-        waiting = tuple(m for m in self._members(self.state.phase) if m in self.state.pending)
+        waiting = self._waiting()
         if self.state.attempt + 1 < self.plan.training.attempts:
             self.state = replace(
                 self.state,

@@ -199,6 +199,14 @@ class SecureAggregator(Aggregator):
             return self._await(phase, tuple(asks), now) if asks else self._again(now)
         return super()._advance(now)
 
+    def _overdue(self, now: float) -> list[Outgoing]:
+        if self.state.phase in {Phase.KEYS, Phase.OPENING}:
+            # The others' answers may have been enough: who is not needed any more is neither asked again nor left out.
+            self.state = replace(self.state, pending=self.state.pending & self.sums.asks().keys())
+            if not self.state.pending:
+                return self._advance(now)
+        return super()._overdue(now)
+
     def _again(self, now: float) -> list[Outgoing]:
         """A sum is lost: the next attempt is a new one, with new samples, noise and keys."""
         self.sums.give_up()

@@ -9,6 +9,9 @@ under a model that fewer than a quorum have seen. With n sites of which c work t
 kept up side by
 side only if 2 x quorum <= n + c. Under noise of the consortium the masks bind the model instead (protocol, rule 8).
 
+Its own newest sight comes back to a site too. One that does not remember having answered then, under that model, has been brought
+back from an older copy, and answers nothing more (code `rolled-back`).
+
 A *moment* is where a model has its place in a run: `open`, `train 3`, `evaluate 17` (a step's number). One model belongs to
 it, however
 often it is asked again.
@@ -196,6 +199,6 @@ class SightBook:
         self._by_moment = {m: s for m, s in self._by_moment.items() if m in alive}
 
     def for_site(self, site: str) -> tuple[bytes, ...]:
-        """The others' sights of the moment that the site answered last, in order of names."""
-        others: Mapping[str, bytes] = self._by_moment.get(self._last.get(site, ""), {})
-        return tuple(others[s] for s in sorted(others) if s != site)
+        """All sights of the moment that the site answered last, in order of names; by its own it sees whether it has forgotten."""
+        known: Mapping[str, bytes] = self._by_moment.get(self._last.get(site, ""), {})
+        return tuple(known[s] for s in sorted(known))

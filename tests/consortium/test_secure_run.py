@@ -10,7 +10,7 @@ from oncofed_client.ledger import LEDGER_FILE, Ledger, verify
 from oncofed_client.randomness import Randomness
 from oncofed_client.session import training_set
 from oncofed_client.settings import Policy
-from oncofed_server.aggregator import Phase
+from oncofed_server.aggregator import Phase, Received, Start, Tick
 from oncofed_server.spending import spending
 from oncofed_shared import secagg
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_gradient
@@ -274,3 +274,22 @@ def test_the_step_is_the_servers_gradient(new_world):
     one = np.zeros(aggregator.layout.size, dtype=np.int64)
     one[0] = mechanism.bound
     assert server_gradient(one, mechanism)[0] == pytest.approx(1.0 / (0.5 * 160))
+
+
+def test_who_is_silent_once_in_every_phase_is_asked_again(new_world):
+    world = new_world(training__attempts=2, training__rounds=1)
+    aggregator, now = world.aggregator(), 0.0
+    queue, silent = aggregator.step(Start(now=now)), set()
+    while not aggregator.finished:
+        if not queue:
+            now = aggregator.state.deadline
+            queue = aggregator.step(Tick(now=now))
+            continue
+        outgoing, phase = queue.pop(0), aggregator.state.phase
+        if phase in silent:
+            reply = world.sites[outgoing.site].handle(outgoing.request)
+            queue += aggregator.step(Received(now=now, reply=reply))
+        silent.add(phase)
+    assert {Phase.KEYS, Phase.TRAIN, Phase.OPENING} <= silent
+    assert aggregator.state.phase is Phase.DONE
+    assert aggregator.state.excluded == {}

@@ -331,6 +331,37 @@ def test_a_kill_between_reply_and_receipt_gives_the_same_bytes_and_one_receipt(w
     assert [r.sha256 for r in found] == [hashlib.sha256(first).hexdigest()]
 
 
+@pytest.mark.parametrize("noise", ["none", "site"])
+def test_a_state_from_before_an_answer_that_the_aggregator_has_answers_nothing_more(
+    tmp_path, make_plan, hospitals, noise
+):
+    """It says what is wrong with it, and not that the others were shown another model."""
+    changes = {"training__rounds": 2} if noise == "none" else private_changes(noise)
+    world = World.make(tmp_path / "world", make_plan(**changes), hospitals, quorum=2)
+    state, old, trained = world.states["site-1"], tmp_path / "yesterday", []
+
+    def after(site, content, reply):
+        if site == "site-1" and type(world.opened(site, content, reply)[0]).__name__ == "Update":
+            trained.append(content)
+        if site == "site-1" and not trained:
+            # The newest copy of before its first update.
+            shutil.rmtree(old, ignore_errors=True)
+            world.doors["site-1"].close()
+            shutil.copytree(state, old)
+            world.open("site-1", hospitals)
+        if len(trained) == 1 and old.exists():
+            world.doors["site-1"].close()
+            shutil.rmtree(state)
+            old.rename(state)
+            world.open("site-1", hospitals)
+
+    aggregator = aggregator_of(world)
+    run(world, aggregator, after=after)
+    assert aggregator.state.excluded == {"site-1": "rolled-back"}
+    assert len(trained) == 1
+    world.close()
+
+
 @pytest.mark.parametrize("noise", ["none", "consortium"])
 def test_killed_before_and_after_each_reply_is_stored_a_run_ends_the_same(
     tmp_path, make_plan, hospitals, noise, monkeypatch

@@ -245,18 +245,18 @@ class TestSights:
         ).study
         assert [needed(some, "train 1"), needed(some, "evaluate 4"), needed(some, "open")] == [1, 2, 2]
 
-    def test_a_book_gives_each_site_the_others_sights_of_its_own_last_moment(self, papers):
+    def test_a_book_gives_each_site_all_sights_of_its_own_last_moment(self, papers):
         book = SightBook(papers.study)
         first = {s: self.sight(papers, s) for s in SITES}
         for site, content in first.items():
             book.take(content, site=site)
         book.take(b"", site="site-1")
-        assert book.for_site("site-1") == (first["site-2"], first["site-3"])
+        assert book.for_site("site-1") == (first["site-1"], first["site-2"], first["site-3"])
         second = {s: self.sight(papers, s, moment="train 2") for s in SITES[:2]}
         for site, content in second.items():
             book.take(content, site=site)
-        assert book.for_site("site-1") == (second["site-2"],)
-        assert book.for_site("site-3") == (first["site-1"], first["site-2"])
+        assert book.for_site("site-1") == (second["site-1"], second["site-2"])
+        assert book.for_site("site-3") == (first["site-1"], first["site-2"], first["site-3"])
         with pytest.raises(RemoteProtocolError):
             book.take(first["site-2"], site="site-1")
         assert SightBook(papers.study).for_site("site-1") == ()
