@@ -31,6 +31,7 @@ from oncofed_shared.errors import ConfigError, ExitCode, OncofedError
 from oncofed_shared.plan import NoPrivacy, Plan, SplitColumn
 from oncofed_shared.public_keys import key_fingerprint
 from oncofed_shared.releases import uncharged
+from oncofed_shared.roster import RosterEpoch
 from oncofed_shared.signed_study import SignedStudy
 
 __all__ = ["Review", "columns_read", "review_study", "roster_objections"]
@@ -113,16 +114,27 @@ def roster_objections(study: SignedStudy, state: Path, *, site: str, policy: Pol
         found.append(f"privacy.patients does not name {site}")
     if now > study.expires:
         found.append("the study has expired; ask for one that is signed anew")
-    newest = newest_roster(state, study.plan_key)
+    return (*found, *_revoked_since(study, newest_roster(state, study.plan_key)))
+
+
+def _revoked_since(study: SignedStudy, newest: RosterEpoch | None) -> list[str]:
+    """What the newest epoch that this site has seen says against a study's keys."""
+    if newest is None:
+        return []
+    found = []
     # An older epoch than the study's knows less than the study itself.
-    if newest is not None and newest.number >= study.epoch:
+    if newest.number >= study.epoch:
         standing = {s: newest.standing(s, k) for s, k in study.roster.items()}
-        found += [
+        found = [
             f"by roster epoch {newest.number} the key of {s} is {word}"
             for s, word in standing.items()
             if word != "member"
         ]
-    return tuple(found)
+    if study.step_key in newest.step_keys:
+        found.append(
+            f"roster epoch {newest.number} has revoked the study's step key, {key_fingerprint(study.step_key)}"
+        )
+    return found
 
 
 def _fingerprints(study: SignedStudy) -> dict[str, str]:

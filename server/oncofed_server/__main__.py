@@ -20,7 +20,7 @@ from oncofed_server.report import headline
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, public_file, read_key, read_public_key
 from oncofed_server.service.prepare import EPOCH_DAYS, STUDY_DAYS, prepare
-from oncofed_server.service.registry import check_plan_key, members, publish_roster
+from oncofed_server.service.registry import check_plan_key, members, newest_roster, publish_roster, revoke_step_key
 from oncofed_server.service.registry import enrol as take_in
 from oncofed_server.service.registry import revoke as take_out
 from oncofed_server.service.status import status_of, status_page
@@ -144,15 +144,36 @@ def show_list(folder: Dir = HERE, as_json: Annotated[bool, typer.Option("--json"
         print(f"{member.site}: {member.fingerprint} ({member.standing})")
     if not rows:
         print("nobody is enrolled")
+    epoch = newest_roster(opened)
+    for key in opened.step_keys():
+        gone = epoch is not None and key in epoch.step_keys
+        standing = "revoked" if gone else "new studies name it" if key == opened.step_key else "older studies name it"
+        print(f"step key: {key_fingerprint(key)} ({standing})")
 
 
 @app.command()
 def revoke(
-    site: Annotated[str, typer.Argument(help="Name of the site.")], plan_key: PlanKey, folder: Dir = HERE
+    plan_key: PlanKey,
+    site: Annotated[str | None, typer.Argument(help="Name of the site.")] = None,
+    folder: Dir = HERE,
+    step_key: Annotated[
+        str | None, typer.Option("--step-key", metavar="FINGERPRINT", help="A step key, as `list` shows it.")
+    ] = None,
 ) -> None:
-    """Take a site's key out for good: acts at every site with its next message, and at the gate at once."""
-    epoch = take_out(Folder.open(folder), site, read_key(plan_key), now=time.time())
-    print(f"{site}: revoked in roster epoch {epoch.number}; studies that need it end, prepare them anew without it")
+    """Take a site's key, or a step key, out for good: acts at every site with its next message, and at the gate at once."""
+    opened, signing = Folder.open(folder), read_key(plan_key)
+    if (site is None) == (step_key is None):
+        raise ConfigError("revoke: name either a site or a --step-key")
+    if site is not None:
+        epoch = take_out(opened, site, signing, now=time.time())
+        print(f"{site}: revoked in roster epoch {epoch.number}; studies that need it end, prepare them anew without it")
+        return
+    wanted = "".join(str(step_key).split()).lower()
+    found = [k for k in opened.step_keys() if key_fingerprint(k).replace(" ", "") == wanted]
+    if len(found) != 1:
+        raise ConfigError(f"--step-key {step_key}: is no step key of this aggregator; `list` shows them")
+    epoch = revoke_step_key(opened, found[0], signing, now=time.time())
+    print(f"step key: revoked in roster epoch {epoch.number}; studies that name it end, prepare them anew")
 
 
 # -- studies --------------------------------------------------------------------------------------------------------------

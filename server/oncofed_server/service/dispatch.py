@@ -136,7 +136,7 @@ class Dispatcher:
             known = json.loads(self._register_file.read_bytes())
         epoch = newest_roster(self.folder)
         for site, request in enrolled(self.folder).items():
-            gone = epoch is not None and epoch.revoked.get(site) == request.identity
+            gone = epoch is not None and request.identity in epoch.gone
             entry = known.get(request.node_key)
             if entry is None and not gone:
                 known[request.node_key] = {"site": site, "node": self._new_node(site, request.node_key)}

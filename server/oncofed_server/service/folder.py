@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
 from oncofed_server.service.authority import make_authority, make_certificate
-from oncofed_server.service.keys import new_key, read_key
+from oncofed_server.service.keys import new_key, read_key, read_public_key
 from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.public_keys import public_of
 from oncofed_shared.storage import write_whole
@@ -146,6 +146,10 @@ class Folder:
     def own_key(self) -> Ed25519PrivateKey:
         """Signs answers to enrolments."""
         return read_key(self.keys / "aggregator.key")
+
+    def step_keys(self) -> tuple[bytes, ...]:
+        """The public halves of all step keys that were made here and not taken away, 32 bytes each."""
+        return tuple(sorted(read_public_key(path) for path in self.keys.glob("step-*.pub")))
 
     def step_key_of(self, public: bytes) -> Ed25519PrivateKey:
         """The private half of a study's step key.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,10 +11,20 @@ from oncofed_server.service.folder import Folder, check_site_name
 from oncofed_shared.enrolment import EnrolmentRequest, read_enrolment_request, write_enrolment
 from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.public_keys import key_fingerprint, public_of
-from oncofed_shared.roster import RosterEpoch, read_roster, write_roster
+from oncofed_shared.roster import Keys, RosterEpoch, read_roster, write_roster
 from oncofed_shared.storage import write_whole
 
-__all__ = ["Member", "check_plan_key", "enrol", "enrolled", "members", "newest_roster", "publish_roster", "revoke"]
+__all__ = [
+    "Member",
+    "check_plan_key",
+    "enrol",
+    "enrolled",
+    "members",
+    "newest_roster",
+    "publish_roster",
+    "revoke",
+    "revoke_step_key",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,11 +98,11 @@ def enrol(
     request = read_enrolment_request(content, where=where)
     check_site_name(request.site)
     known, epoch = enrolled(folder), newest_roster(folder)
-    gone = {} if epoch is None else epoch.revoked
-    if request.identity in gone.values():
+    gone = frozenset() if epoch is None else epoch.gone
+    if request.identity in gone:
         raise ConfigError(f"{request.site}: this identity was revoked; the site makes a new one and asks again")
     before = known.get(request.site)
-    if before is not None and before.identity != request.identity and gone.get(request.site) != before.identity:
+    if before is not None and before.identity != request.identity and before.identity not in gone:
         raise ConfigError(
             f"{request.site}: is enrolled with another key ({key_fingerprint(before.identity)}); revoke that one first"
         )
@@ -119,15 +129,35 @@ def enrol(
 
 
 def publish_roster(
-    folder: Folder, plan_key: Ed25519PrivateKey, *, now: float, revoked: Mapping[str, bytes] | None = None
+    folder: Folder,
+    plan_key: Ed25519PrivateKey,
+    *,
+    now: float,
+    revoked: Keys | None = None,
+    step_keys: Collection[bytes] = (),
 ) -> RosterEpoch:
-    """Sign the next epoch: all that are enrolled but those that are revoked."""
+    """Sign the next epoch: all that are enrolled but those that are revoked.
+
+    Args:
+        revoked: identity keys that hold no more from now on, by site.
+        step_keys: likewise.
+
+    Guarantees:
+        - What was revoked in the epoch before is revoked in this one, however often its name was enrolled anew.
+    """
     check_plan_key(folder, plan_key)
     before = newest_roster(folder)
-    gone = dict(before.revoked if before else {}) | dict(revoked or {})
-    sites = {s: r.identity for s, r in enrolled(folder).items() if r.identity not in gone.values()}
+    gone = dict(before.revoked) if before else {}
+    for site, keys in (revoked or {}).items():
+        gone[site] = tuple(dict.fromkeys((*gone.get(site, ()), *keys)))
+    never = {key for keys in gone.values() for key in keys}
     content = write_roster(
-        number=(before.number if before else 0) + 1, issued=now, sites=sites, revoked=gone, key=plan_key
+        number=(before.number if before else 0) + 1,
+        issued=now,
+        sites={s: r.identity for s, r in enrolled(folder).items() if r.identity not in never},
+        revoked=gone,
+        step_keys={*(before.step_keys if before else ()), *step_keys},
+        key=plan_key,
     )
     write_whole(folder.roster, content)
     return read_roster(content, plan_key=folder.plan_key)
@@ -143,9 +173,27 @@ def revoke(folder: Folder, site: str, plan_key: Ed25519PrivateKey, *, now: float
     epoch = newest_roster(folder)
     if request is None:
         raise ConfigError(f"{site}: is not enrolled; `oncofed-aggregator list` says who is")
-    if epoch is not None and epoch.revoked.get(site) == request.identity:
+    if epoch is not None and request.identity in epoch.gone:
         raise ConfigError(f"{site}: is revoked already")
-    return publish_roster(folder, plan_key, now=now, revoked={site: request.identity})
+    return publish_roster(folder, plan_key, now=now, revoked={site: (request.identity,)})
+
+
+def revoke_step_key(folder: Folder, public: bytes, plan_key: Ed25519PrivateKey, *, now: float) -> RosterEpoch:
+    """Take a step key out, for good: no site does what it has signed. If new studies name it, they name a new one.
+
+    Raises:
+        ConfigError: it is not this aggregator's, is revoked already, or the plan key is another one.
+    """
+    check_plan_key(folder, plan_key)
+    epoch = newest_roster(folder)
+    if public not in folder.step_keys():
+        raise ConfigError(f"{key_fingerprint(public)}: is no step key of this aggregator")
+    if epoch is not None and public in epoch.step_keys:
+        raise ConfigError(f"{key_fingerprint(public)}: is revoked already")
+    made = publish_roster(folder, plan_key, now=now, step_keys=(public,))
+    if folder.step_key == public:
+        folder.renew_step_key()
+    return made
 
 
 def check_plan_key(folder: Folder, plan_key: Ed25519PrivateKey) -> None:

@@ -173,6 +173,8 @@ def add_study(folder: Folder, path: Path, *, now: float) -> StudyFolder:
             problems.append(f"'{site}' is not enrolled with the key that the study names")
         elif epoch is None or epoch.standing(site, key) != "member":
             problems.append(f"'{site}' is not in the newest roster, or was revoked")
+    if epoch is not None and study.step_key in epoch.step_keys:
+        problems.append("its step key was revoked; prepare it anew")
     if problems:
         raise ConfigError(*(f"{path}: {p}" for p in problems))
     write_whole(found.path / "study.json", study.content)
