@@ -10,11 +10,10 @@ import sys
 import time
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 
 from oncofed_server.report import headline
 from oncofed_server.service.folder import Folder
@@ -25,6 +24,7 @@ from oncofed_server.service.registry import enrol as take_in
 from oncofed_server.service.registry import revoke as take_out
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, add_study, find_study, read_any_study
+from oncofed_server.service.watch import watch as keep_watching
 from oncofed_shared.commands import run_app
 from oncofed_shared.enrolment import read_enrolment
 from oncofed_shared.errors import ConfigError, StorageError
@@ -278,22 +278,26 @@ def cancel(study: Study, folder: Dir = HERE) -> None:
 @app.command()
 def status(
     folder: Dir = HERE,
-    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="A page to be read from afar, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
 ) -> None:
     """How the studies stand."""
     opened = Folder.open(folder)
+
+    def look() -> dict[str, Any]:
+        return status_of(opened, now=time.time())
+
+    if watch:
+        try:
+            keep_watching(look, out=sys.stdout, stop=_stop_event(), as_json=as_json)
+        except BrokenPipeError:
+            # Who read has gone; Python would complain once more when it closes what it cannot write to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return
     if as_json:
-        print(json.dumps(status_of(opened, now=time.time())))
-        return
-    console = Console()
-    if not watch:
-        console.print(status_page(status_of(opened, now=time.time())))
-        return
-    with Live(status_page(status_of(opened, now=time.time())), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(1.0)
-            live.update(status_page(status_of(opened, now=time.time())), refresh=True)
+        print(json.dumps(look()))
+    else:
+        Console().print(status_page(look()))
 
 
 @app.command()

@@ -45,6 +45,7 @@ __all__ = ["app", "drive_study"]
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
 """Seconds between two looks at the grid: the longer, the longer nothing has come."""
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
+SAME_DEADLINE = 0.5
 COUNT_SECONDS = 600.0
 MOST_NOTES = 50
 _LOG = logging.getLogger("oncofed.aggregator")
@@ -61,6 +62,7 @@ class _Driver:
         self.delivered: dict[str, str] = dict(place.status.get("delivered", {}))
         self._told: dict[str, Any] = {}
         self._told_at = 0.0
+        self._since = self._due = 0.0
 
     # -- what is driven -------------------------------------------------------------------------------------------------------
 
@@ -201,11 +203,25 @@ class _Driver:
             if now - looked > LOOK_AT_NODES and set(asking.pending) - set(courier.nodes):
                 looked = now
                 courier.nodes = self._nodes()
-            self._tell(status() | {"waiting": dict(exchange.waiting), "connected": sorted(courier.nodes)})
+            self._tell(status() | self._awaited(asking, exchange) | {"connected": sorted(courier.nodes)})
             pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * 1.2)
             if not moved:
                 time.sleep(pause)
         self._tell(status() | {"waiting": {}}, at_once=True)
+
+    def _awaited(self, asking: Asking, exchange: SealedExchange) -> dict[str, Any]:
+        """Who is asked since when, who has not answered, and until when there is time."""
+        now = time.time()
+        due = now + asking.seconds_left
+        # Two clocks never agree to the last digit, and every step has a deadline of its own.
+        if abs(due - self._due) > SAME_DEADLINE:
+            self._since, self._due = now, due
+        return {
+            "waiting": dict(exchange.waiting),
+            "asked": sorted(asking.asked),
+            "since": round(self._since),
+            "deadline": round(self._due),
+        }
 
     def _nodes(self) -> dict[str, int]:
         """Flower's nodes of this study's sites, of those that are connected: known by the key that was enrolled, not by a name."""
@@ -233,6 +249,7 @@ class _Driver:
             "events": events + self.journal.snapshot,
             "journal_bytes": size,
             "rounds": self.study.plan.training.rounds,
+            "attempts": self.study.plan.training.attempts,
             "notes": self.notes,
             "delivered": self.delivered,
         }

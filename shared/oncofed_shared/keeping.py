@@ -52,8 +52,8 @@ def pause_after(quick_ends: int) -> float:
 
 
 class _Kept:
-    def __init__(self, program: Program, say: Callable[[str], None]) -> None:
-        self.program, self._say = program, say
+    def __init__(self, program: Program, say: Callable[[str], None], started: Callable[[str], None]) -> None:
+        self.program, self._say, self._started = program, say, started
         self.process: subprocess.Popen[bytes] | None = None
         self._since = self._due = time.monotonic()
         self._quick = 0
@@ -83,6 +83,7 @@ class _Kept:
             )
             self._since = now
             self._say(f"{self.program.name}: started (process {self.process.pid})")
+            self._started(self.program.name)
 
 
 def _bury(living: set[int]) -> None:
@@ -93,13 +94,21 @@ def _bury(living: set[int]) -> None:
                 child.wait(0)
 
 
-def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None], patience: float) -> None:
+def keep(
+    programs: Sequence[Program],
+    *,
+    stop: Event,
+    say: Callable[[str], None],
+    patience: float,
+    started: Callable[[str], None] = lambda name: None,
+) -> None:
     """Run programs until asked to stop; then end them and whatever they have started.
 
     Args:
         stop: set by a signal.
         say: told in plain words what happens.
         patience: seconds that they have to end after SIGTERM.
+        started: told the name of each program that was started, also the first time.
 
     Guarantees:
         - A program that ends, however it ends, is started again, at first at once and then at growing intervals.
@@ -107,7 +116,7 @@ def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None]
     """
     with subreaper():
         ours = Descendants()
-        kept = [_Kept(p, say) for p in programs]
+        kept = [_Kept(p, say, started) for p in programs]
         try:
             while not stop.is_set():
                 for one in kept:

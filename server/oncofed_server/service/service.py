@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
 
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import free_port, programs
+from oncofed_server.service.running import Service
 from oncofed_server.service.studies import check_writable
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.keeping import keep
@@ -38,8 +41,15 @@ def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Callabl
         except BlockingIOError:
             raise ConfigError(f"{folder.path}: another `oncofed-aggregator start` is running") from None
         made = programs(folder, given=given, port=free_port(), logs=partial(_log, folder))
+        starts: Counter[str] = Counter()
+
+        def started(name: str) -> None:
+            starts[name] += 1
+            replace(Service.own(), started=dict(starts)).keep(folder)
+
+        Service.own().keep(folder)
         say(f"{folder.settings.name}: sites connect to {folder.settings.address}; logs are in {folder.run}")
-        keep(made, stop=stop, say=say, patience=PATIENCE)
+        keep(made, stop=stop, say=say, patience=PATIENCE, started=started)
     finally:
         os.close(lock)
 
