@@ -18,6 +18,7 @@ from rich.console import Console
 from oncofed_server.report import headline
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, public_file, read_key, read_public_key
+from oncofed_server.service.log_lines import say
 from oncofed_server.service.prepare import EPOCH_DAYS, STUDY_DAYS, prepare
 from oncofed_server.service.registry import check_plan_key, members, newest_roster, publish_roster, revoke_step_key
 from oncofed_server.service.registry import enrol as take_in
@@ -330,16 +331,12 @@ def _stop_event() -> Event:
     return stop
 
 
-def _say(what: str) -> None:
-    print(what, flush=True)
-
-
 @app.command()
 def start(folder: Dir = HERE) -> None:
     """Run SuperLink, proxy and dispatcher until SIGTERM or Ctrl-C; whatever of them ends is started again."""
     from oncofed_server.service.service import serve  # noqa: PLC0415 - only here
 
-    serve(Folder.open(folder), given=dict(os.environ), stop=_stop_event(), say=_say)
+    serve(Folder.open(folder), given=dict(os.environ), stop=_stop_event(), say=say)
 
 
 @app.command(hidden=True)
@@ -349,7 +346,7 @@ def dispatch(folder: Dir = HERE) -> None:
     from oncofed_server.service.programs import environment  # noqa: PLC0415
 
     opened = Folder.open(folder)
-    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=_say).run()
+    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=say).run()
 
 
 def main() -> None:

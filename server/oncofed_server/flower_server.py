@@ -6,7 +6,6 @@ process, the dispatcher submits another run, and that goes on where the journal 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import traceback
@@ -29,6 +28,7 @@ from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.folder import Folder
+from oncofed_server.service.log_lines import say
 from oncofed_server.service.registry import enrolled
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
@@ -48,7 +48,6 @@ LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
 SAME_DEADLINE = 0.5
 COUNT_SECONDS = 600.0
 MOST_NOTES = 50
-_LOG = logging.getLogger("oncofed.aggregator")
 
 
 class _Driver:
@@ -238,7 +237,7 @@ class _Driver:
     def _note(self, site: str, what: str) -> None:
         note = {"site": site, "what": what[:300], "at": round(time.time(), 1)}
         self.notes = [*self.notes, note][-MOST_NOTES:]
-        _LOG.warning("%s: %s", site, what)
+        say("site.trouble", site=site, study_id=self.study.id, text=what)
 
     def _base(self, phase: str) -> dict[str, Any]:
         events, size = self.journal.size

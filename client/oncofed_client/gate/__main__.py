@@ -13,6 +13,7 @@ from threading import Event
 
 from oncofed_client.gate.fence import Way
 from oncofed_client.gate.node import open_gate
+from oncofed_client.log_lines import say
 from oncofed_shared.errors import OncofedError
 from oncofed_shared.keeping import Program, keep
 
@@ -40,7 +41,7 @@ def main() -> None:
         programs = [gate.program(os.environ, way=way.theirs.fileno(), **_rights(given.user))]
         if given.daemon is not None:
             programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
-        keep(programs, stop=stop, say=_say, patience=PATIENCE)
+        keep(programs, stop=stop, say=lambda text: None, patience=PATIENCE, note=say)
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-gate: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)
@@ -54,8 +55,7 @@ def _rights(user: str | None) -> dict[str, int]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    say("gate.trouble", text=text)
 
 
 if __name__ == "__main__":

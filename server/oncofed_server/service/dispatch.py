@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -29,6 +29,8 @@ from oncofed_server.service.programs import CONNECTION, superlink_port
 from oncofed_server.service.registry import enrolled, newest_roster
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 from oncofed_shared.errors import OncofedError
+from oncofed_shared.keeping import Note
+from oncofed_shared.log_lines import LONGEST
 from oncofed_shared.storage import dump_json, write_whole
 
 __all__ = ["Dispatcher"]
@@ -61,15 +63,15 @@ class Dispatcher:
 
     Attributes:
         environment: of Flower's client.
-        say: told what happens, in plain words.
+        say: told what happens, as events with facts.
     """
 
     folder: Folder
     environment: Mapping[str, str]
     stop: Event
-    say: Callable[[str], None]
+    say: Note
     _runs: dict[str, _Runs] = field(default_factory=dict)
-    _told: str = ""
+    _told: tuple[str, str] = ("", "")
     _reloaded: float = 0.0
 
     def run(self) -> None:
@@ -83,12 +85,12 @@ class Dispatcher:
                     for study in all_studies(self.folder):
                         self._tend(study)
             except (OncofedError, OSError, subprocess.SubprocessError) as error:
-                self._tell_once(f"dispatcher: {error}")
+                self._tell_once("dispatcher.failed", text=str(error))
 
-    def _tell_once(self, what: str) -> None:
-        if what != self._told:
-            self._told = what
-            self.say(what)
+    def _tell_once(self, event: str, *, text: str) -> None:
+        if (event, text) != self._told:
+            self._told = (event, text)
+            self.say(event, text=text)
 
     def _superlink_answers(self) -> bool:
         port = superlink_port(self.folder)
@@ -114,7 +116,7 @@ class Dispatcher:
             if "nginx" in proxy.name():
                 proxy.send_signal(signal.SIGHUP)
                 self._reloaded = made
-                self.say("proxy: takes the new certificate")
+                self.say("certificate.taken", program="proxy")
 
     def _shorten_logs(self) -> None:
         """Keep the newest part of each program's log and one part before it; they are written at their end, wherever that is."""
@@ -143,7 +145,7 @@ class Dispatcher:
             elif entry is not None and gone and entry["node"] is not None:
                 self._flwr("supernode", "unregister", str(entry["node"]), CONNECTION)
                 known[request.node_key] = {"site": site, "node": None}
-                self.say(f"{site}: its gate is no longer let in")
+                self.say("gate.shut-out", site=site)
             else:
                 continue
             write_whole(self._register_file, dump_json(known))
@@ -158,7 +160,7 @@ class Dispatcher:
             if "already in use" not in told:
                 raise OncofedError(f"{site}: its gate cannot be registered: {told.strip()[-300:]}")
             return None
-        self.say(f"{site}: its gate is let in")
+        self.say("gate.let-in", site=site)
         return int(answer["node-id"])
 
     # -- studies --------------------------------------------------------------------------------------------------------------
@@ -193,7 +195,7 @@ class Dispatcher:
         runs.events = events
         runs.due = now + (0.0 if runs.deaths < 2 else min(30.0, 0.5 * 2**runs.deaths))
         runs.submitted, runs.seen = -1e9, False
-        self.say(f"{study.study.name}: its run is gone; the study goes on with a new one")
+        self.say("run.gone", study=study.study.name, study_id=study.study.id)
         if runs.deaths >= MOST_DEATHS:
             why = f"{runs.deaths} runs ended without an event; see {self.folder.run}/superlink.log, then `resume`"
             study.tell(study.status | {"phase": "stuck", "why": why})
@@ -202,9 +204,9 @@ class Dispatcher:
     def _submit(self, study: StudyFolder) -> None:
         config = f"dir={json.dumps(str(self.folder.path))} study={json.dumps(study.study.id)}"
         told = self._flwr("run", str(BUNDLE), CONNECTION, "-c", config)
-        self.say(f"{study.study.name} ({study.study.id[:12]}): a run was submitted")
+        self.say("run.submitted", study=study.study.name, study_id=study.study.id)
         if "Traceback" in told or "rror" in told:
-            self._tell_once(f"flwr run said: {told.strip()[-500:]}")
+            self._tell_once("run.refused", text=told.strip()[-LONGEST:])
 
     def _flwr(self, *words: str) -> str:
         """What Flower's client says; its exit code says little."""
