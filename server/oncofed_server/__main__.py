@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -29,7 +30,7 @@ from oncofed_server.service.watch import watch as keep_watching
 from oncofed_shared.commands import run_app
 from oncofed_shared.enrolment import read_enrolment
 from oncofed_shared.errors import ConfigError, StorageError
-from oncofed_shared.plan import load
+from oncofed_shared.plan import NoPrivacy, load
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.storage import write_whole
 
@@ -219,6 +220,10 @@ def submit(study: Annotated[Path, typer.Argument(metavar="STUDY", help="A signed
     place = add_study(Folder.open(folder), study, now=time.time())
     if place.wanted is Wanted.CANCEL:
         raise ConfigError(f"{place.study.name}: was cancelled, for good; prepare a new study")
+    if not isinstance(place.study.plan.privacy, NoPrivacy) and not place.spending:
+        from oncofed_server.spending import spending  # noqa: PLC0415 - accountants take seconds to import
+
+        place.keep_spending({s: spending(place.study.plan, s).epsilon for s in place.study.trainers})
     place.want(Wanted.RUN)
     print(f"{place.study.name}: submitted, id {place.study.id}")
 
@@ -281,6 +286,7 @@ def status(
     folder: Dir = HERE,
     watch: Annotated[bool, typer.Option("--watch", help="A page to be read from afar, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Once, as Prometheus reads it.")] = False,
 ) -> None:
     """How the studies stand."""
     opened = Folder.open(folder)
@@ -295,7 +301,11 @@ def status(
             # Who read has gone; Python would complain once more when it closes what it cannot write to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    if as_json:
+    if metrics:
+        from oncofed_server.service.metrics import figures_text  # noqa: PLC0415 - only here
+
+        print(figures_text(opened, clock=time.time), end="")
+    elif as_json:
         print(json.dumps(look()))
     else:
         Console().print(status_page(look()))
@@ -332,11 +342,20 @@ def _stop_event() -> Event:
 
 
 @app.command()
-def start(folder: Dir = HERE) -> None:
+def start(
+    folder: Dir = HERE,
+    metrics: Annotated[
+        int | None,
+        typer.Option("--metrics", metavar="PORT", min=1, max=65_535, help="For Prometheus, on 127.0.0.1 alone."),
+    ] = None,
+) -> None:
     """Run SuperLink, proxy and dispatcher until SIGTERM or Ctrl-C; whatever of them ends is started again."""
-    from oncofed_server.service.service import serve  # noqa: PLC0415 - only here
+    from oncofed_server.service.metrics import served  # noqa: PLC0415 - only here
+    from oncofed_server.service.service import serve  # noqa: PLC0415
 
-    serve(Folder.open(folder), given=dict(os.environ), stop=_stop_event(), say=say)
+    opened = Folder.open(folder)
+    with contextlib.nullcontext() if metrics is None else served(opened, metrics, clock=time.time):
+        serve(opened, given=dict(os.environ), stop=_stop_event(), say=say)
 
 
 @app.command(hidden=True)

@@ -25,7 +25,7 @@ from oncofed_server.service.keys import write_secret
 from oncofed_shared.errors import DataError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["AUTHORITY_YEARS", "SERVER_DAYS", "days_left", "make_authority", "make_certificate"]
+__all__ = ["AUTHORITY_YEARS", "SERVER_DAYS", "days_left", "ends_at", "make_authority", "make_certificate"]
 
 AUTHORITY_YEARS = 10
 SERVER_DAYS = 397
@@ -104,11 +104,20 @@ def days_left(certificate: Path, *, now: float) -> float:
     Raises:
         DataError: it cannot be read.
     """
+    return (ends_at(certificate) - now) / 86_400
+
+
+def ends_at(certificate: Path) -> float:
+    """When a certificate ends, in seconds since 1970.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         made = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError):
         raise DataError(f"{certificate}: cannot be read; make a new one with `oncofed-aggregator renew`") from None
-    return (made.not_valid_after_utc.timestamp() - now) / 86_400
+    return made.not_valid_after_utc.timestamp()
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

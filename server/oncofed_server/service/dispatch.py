@@ -27,6 +27,7 @@ import oncofed_server
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
 from oncofed_server.service.registry import enrolled, newest_roster
+from oncofed_server.service.running import Seen, keep_nodes, read_nodes
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 from oncofed_shared.errors import OncofedError
 from oncofed_shared.keeping import Note
@@ -36,6 +37,8 @@ from oncofed_shared.storage import dump_json, write_whole
 __all__ = ["Dispatcher"]
 
 LOOK = 0.3
+SEE_NODES = 60.0
+"""Seconds between two looks at who is connected."""
 GRACE = 60.0
 """Seconds that a submitted run has until its ServerApp holds the study's lock."""
 MOST_DEATHS = 10
@@ -73,15 +76,26 @@ class Dispatcher:
     _runs: dict[str, _Runs] = field(default_factory=dict)
     _told: tuple[str, str] = ("", "")
     _reloaded: float = 0.0
+    _listing: subprocess.Popen[str] | None = None
+    _listed: float = -1e9
 
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
+        try:
+            self._look()
+        finally:
+            if self._listing is not None:
+                self._listing.kill()
+                self._listing.communicate()
+
+    def _look(self) -> None:
         while not self.stop.wait(LOOK):
             try:
                 self._renewed_certificate()
                 self._shorten_logs()
                 if self._superlink_answers():
                     self._register()
+                    self._see_nodes()
                     for study in all_studies(self.folder):
                         self._tend(study)
             except (OncofedError, OSError, subprocess.SubprocessError) as error:
@@ -162,6 +176,40 @@ class Dispatcher:
             return None
         self.say("gate.let-in", site=site)
         return int(answer["node-id"])
+
+    def _see_nodes(self) -> None:
+        """Note once a minute which gates are connected; Flower's client takes seconds, in which nothing else waits for it."""
+        if self._listing is not None and self._listing.poll() is not None:
+            told, _ = self._listing.communicate()
+            self._listing = None
+            keep_nodes(self.folder, self._seen_nodes(told, now=time.time()))
+        if self._listing is None and time.monotonic() - self._listed > SEE_NODES:
+            self._listed = time.monotonic()
+            program = str(Path(sys.executable).with_name("flwr"))
+            self._listing = subprocess.Popen(  # noqa: S603 - our own words
+                [program, "supernode", "list", CONNECTION, "--format", "json"],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+
+    def _seen_nodes(self, told: str, *, now: float) -> dict[str, Seen]:
+        """Sites of the nodes that Flower's client has listed, and when they were last there."""
+        before = read_nodes(self.folder)
+        registered = json.loads(self._register_file.read_bytes()) if self._register_file.exists() else {}
+        sites = {str(entry["node"]): entry["site"] for entry in registered.values() if entry["node"] is not None}
+        try:
+            nodes = json.loads(told[told.index("{") :])["nodes"]
+        except (ValueError, KeyError):
+            return before
+        online = {sites.get(str(n["node-id"])): n["status"] == "online" for n in nodes}
+        return {
+            site: Seen(online=there, at=now if there else before[site].at if site in before else 0.0)
+            for site, there in online.items()
+            if site is not None
+        }
 
     # -- studies --------------------------------------------------------------------------------------------------------------
 

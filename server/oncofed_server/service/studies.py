@@ -5,6 +5,7 @@ DIR/studies/<id>/study.json     the signed study
 /status.json    what the ServerApp says
 /journal.sqlite
 /counts.json    what sites have answered to `count`
+/spending.json  epsilon by site, under privacy
 /final.safetensors, out/    after the run
 """
 
@@ -101,6 +102,15 @@ class StudyFolder:
     def tell(self, status: dict[str, Any]) -> None:
         """Say how it stands."""
         write_whole(self.path / "status.json", dump_json(status), synced=False)
+
+    @property
+    def spending(self) -> dict[str, float]:
+        """What the whole study costs a patient of each site, as `submit` has worked it out; empty without privacy."""
+        return {str(site): float(epsilon) for site, epsilon in _json(self.path / "spending.json").items()}
+
+    def keep_spending(self, epsilons: dict[str, float]) -> None:
+        """Write down what the study costs."""
+        write_whole(self.path / "spending.json", dump_json(epsilons))
 
     @property
     def counts(self) -> dict[str, Any]:

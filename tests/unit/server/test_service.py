@@ -28,6 +28,7 @@ from oncofed_server.service.proxy import FLEET_PATHS, configuration
 from oncofed_server.service.registry import newest_roster
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, all_studies, find_study, read_any_study
+from oncofed_server.spending import spending
 from oncofed_shared.enrolment import read_enrolment, write_enrolment_request
 from oncofed_shared.errors import ConfigError, DataError, OncofedError
 from oncofed_shared.plan import Plan
@@ -321,6 +322,17 @@ def _private(make_plan: Callable[..., Plan], sites: tuple[str, ...]) -> Plan:
             "patients": dict.fromkeys(sites, 40),
         },
     )
+
+
+def test_what_a_private_study_costs_is_worked_out_when_it_is_submitted(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    plan = _private(make_plan, SITES)
+    hub.on("submit", str(hub.prepare(plan)))
+    (place,) = all_studies(hub.folder)
+    assert place.spending == {s: spending(plan, s).epsilon for s in SITES}
+    assert 0 < place.spending["site-1"] <= 3
 
 
 def test_submit_takes_in_what_the_plan_key_signed_and_whose_sites_still_hold(
