@@ -13,7 +13,7 @@ from oncofed_client.check import check_study
 from oncofed_client.cohort import Cohort, read_cohort
 from oncofed_client.enrol import installed
 from oncofed_client.gene_files import with_gene_files
-from oncofed_client.identity import public_half, raw_public
+from oncofed_client.identity import KEY_FILE, public_half
 from oncofed_client.known_rosters import newest_roster
 from oncofed_client.labels import label_columns
 from oncofed_client.leaving import Leaving, leaving
@@ -26,6 +26,7 @@ from oncofed_client.plan_charges import budget_policy, plan_charges, promised
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.reports import CheckReport
 from oncofed_client.settings import Policy, SiteSettings
+from oncofed_client.site_keys import own_keys
 from oncofed_client.whereabouts import SitePlace
 from oncofed_shared.errors import ConfigError, ExitCode, OncofedError
 from oncofed_shared.plan import NoPrivacy, Plan, SplitColumn
@@ -103,12 +104,12 @@ def roster_objections(study: SignedStudy, state: Path, *, site: str, policy: Pol
             f"{key_fingerprint(enrolment.plan_key)}"
         )
     try:
-        own = raw_public(public_half(state))
+        own = set(own_keys(state)) if (state / KEY_FILE).exists() else set()
     except OncofedError:
-        own = None
+        own = set()
     if site not in study.roster:
         found.append(f"the roster has no site {site}; it has {', '.join(sorted(study.roster))}")
-    elif own != study.roster[site]:
+    elif study.roster[site] not in own:
         found.append(f"the roster has another key for {site}: {key_fingerprint(study.roster[site])}")
     elif site not in study.trainers:
         found.append(f"privacy.patients does not name {site}")

@@ -96,6 +96,9 @@ def renew(
     folder: Dir = HERE,
     step_key: Annotated[bool, typer.Option("--step-key", help="A new step key for new studies.")] = False,
     plan_key: MaybePlanKey = None,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="The authority's certificate too, of the same key.")
+    ] = False,
 ) -> None:
     """New certificates; with --plan-key a fresh roster; with --step-key a new step key. What was signed before goes on."""
     opened = Folder.open(folder)
@@ -103,6 +106,9 @@ def renew(
     if signing is not None:
         # Before anything is renewed: a wrong key renews nothing.
         check_plan_key(opened, signing)
+    if authority:
+        opened.renew_authority(now=time.time())
+        print("authority: new; sites trust both until the one before ends; answer their requests once more")
     opened.make_certificates(now=time.time())
     print("certificates: new; a running proxy takes them within a minute")
     if step_key:

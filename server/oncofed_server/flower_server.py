@@ -29,7 +29,7 @@ from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.log_lines import say
-from oncofed_server.service.registry import enrolled
+from oncofed_server.service.registry import gate_keys
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
@@ -224,9 +224,12 @@ class _Driver:
 
     def _nodes(self) -> dict[str, int]:
         """Flower's nodes of this study's sites, of those that are connected: known by the key that was enrolled, not by a name."""
-        keys = {_pem_or_raw(r.node_key): site for site, r in enrolled(self.folder).items()}
+        keys = {_pem_or_raw(key): site for key, site in gate_keys(self.folder, now=time.time()).items()}
+        newest_last = list(keys)
         found = {}
-        for node in self.grid.get_nodes():
+        nodes = [node for node in self.grid.get_nodes() if bytes(node.public_key) in keys]
+        # While a gate changes its key both may be there; the newest counts.
+        for node in sorted(nodes, key=lambda node: newest_last.index(bytes(node.public_key))):
             site = keys.get(bytes(node.public_key))
             if site in self.study.roster and site is not None:
                 found[site] = int(node.node_id)

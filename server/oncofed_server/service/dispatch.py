@@ -26,7 +26,7 @@ import psutil
 import oncofed_server
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
-from oncofed_server.service.registry import enrolled, newest_roster
+from oncofed_server.service.registry import gate_keys
 from oncofed_server.service.running import Seen, keep_nodes, read_nodes
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 from oncofed_shared.errors import OncofedError
@@ -146,23 +146,21 @@ class Dispatcher:
         return self.folder.run / "registered.json"
 
     def _register(self) -> None:
-        """Register the gates of all that are enrolled; take those of revoked sites out."""
+        """Register the gates of all that are enrolled; take out those of revoked sites, and keys that were replaced a while ago."""
         known: dict[str, Any] = {}
         if self._register_file.exists() and (self.folder.run / "superlink.db").exists():
             known = json.loads(self._register_file.read_bytes())
-        epoch = newest_roster(self.folder)
-        for site, request in enrolled(self.folder).items():
-            gone = epoch is not None and request.identity in epoch.gone
-            entry = known.get(request.node_key)
-            if entry is None and not gone:
-                known[request.node_key] = {"site": site, "node": self._new_node(site, request.node_key)}
-            elif entry is not None and gone and entry["node"] is not None:
+        wanted = gate_keys(self.folder, now=time.time())
+        for key, site in wanted.items():
+            if key not in known:
+                known[key] = {"site": site, "node": self._new_node(site, key)}
+                write_whole(self._register_file, dump_json(known))
+        for key, entry in known.items():
+            if key not in wanted and entry["node"] is not None:
                 self._flwr("supernode", "unregister", str(entry["node"]), CONNECTION)
-                known[request.node_key] = {"site": site, "node": None}
-                self.say("gate.shut-out", site=site)
-            else:
-                continue
-            write_whole(self._register_file, dump_json(known))
+                known[key] = {"site": entry["site"], "node": None}
+                self.say("gate.shut-out", site=entry["site"])
+                write_whole(self._register_file, dump_json(known))
 
     def _new_node(self, site: str, node_key: str) -> int | None:
         path = self.folder.run / "nodes" / f"{site}.pub"

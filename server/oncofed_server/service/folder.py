@@ -20,7 +20,7 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from oncofed_server.service.authority import make_authority, make_certificate
+from oncofed_server.service.authority import make_authority, make_certificate, renew_authority
 from oncofed_server.service.keys import new_key, read_key, read_public_key
 from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.public_keys import public_of
@@ -180,6 +180,10 @@ class Folder:
                 host=shown,
                 now=now,
             )
+
+    def renew_authority(self, *, now: float) -> None:
+        """A new certificate of the authority, of the same key: sites that have the one before go on trusting until that ends."""
+        renew_authority(self.certificate, self.keys / "ca.key", now=now)
 
     def renew_step_key(self) -> Folder:
         """A new step key for new studies; studies that are signed keep theirs."""

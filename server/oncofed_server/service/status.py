@@ -14,12 +14,12 @@ from oncofed_server.service.authority import days_left
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import members, newest_roster
 from oncofed_server.service.running import read_nodes, read_service
-from oncofed_server.service.studies import StudyFolder, Wanted, all_studies
+from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 
 __all__ = ["status_of", "status_page", "waits_for"]
 
 DAY = 86_400.0
-WARN_DAYS = 30.0
+WARN_DAYS, WARN_AUTHORITY_DAYS = 30.0, 365.0
 LATEST_NOTES = 5
 SHORT_ID = 8
 """Digits of an id that are shown, and that commands take for it."""
@@ -114,8 +114,21 @@ def status_of(folder: Folder, *, now: float) -> dict[str, Any]:
     nodes = read_nodes(folder) if served else {}
     certificate = days_left(folder.keys / "server.crt", now=now)
     warnings = []
+    authority = days_left(folder.certificate, now=now)
+    if authority < WARN_AUTHORITY_DAYS:
+        warnings.append(
+            f"the authority's certificate ends in {authority:.0f} days: oncofed-aggregator renew --authority, then answer each "
+            "site's request once more (oncofed-aggregator enrol)"
+        )
     if certificate < WARN_DAYS:
         warnings.append(f"the server's certificate ends in {certificate:.0f} days: oncofed-aggregator renew")
+    warnings += [
+        f"{place.study.name}: expires in {(place.study.expires - now) / DAY:.0f} days; what is not done then never will be"
+        for place in all_studies(folder)
+        if place.wanted is Wanted.RUN
+        and place.status.get("phase") not in ENDED
+        and place.study.expires - now < min(WARN_DAYS * DAY, 0.2 * (place.study.expires - place.study.created))
+    ]
     studies = [_study_row(place, now, served=served) for place in all_studies(folder)]
     if epoch is not None:
         age = (now - epoch.issued) / DAY
