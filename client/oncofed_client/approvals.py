@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from oncofed_client.identity import identity_of, public_half, raw_public
+from oncofed_client.site_keys import current_key, own_keys
 from oncofed_shared.errors import DataError, PolicyRefusal
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.signed_document import MAX_DOCUMENT, read_document, sign_document
@@ -121,16 +122,16 @@ def approve(
         PolicyRefusal: this site with its key is not in its roster (code `roster`), or it has expired (`expired`).
     """
     study = read_study(content, plan_key=plan_key, where=where)
-    key = identity_of(state)
     listed = study.roster.get(site)
     if listed is None:
         raise PolicyRefusal(
             f"{where}: its roster has no site '{site}'; ask the aggregator for a study with it", code="roster"
         )
-    if listed != public_of(key):
+    own = public_of(current_key(state))
+    if listed not in own_keys(state):
         raise PolicyRefusal(
             f"{where}: its roster has {key_fingerprint(listed)} for '{site}', and this site's key is "
-            f"{key_fingerprint(public_of(key))}; the aggregator must use the key that this site enrolled with",
+            f"{key_fingerprint(own)}; the aggregator must use the key that this site enrolled with",
             code="roster",
         )
     if now > study.expires:

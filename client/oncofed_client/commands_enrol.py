@@ -26,12 +26,17 @@ enrol_app = typer.Typer(
 def enrol_request(
     folder: Folder,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where the request goes; send it on.")],
+    *,
     name: Annotated[str | None, typer.Option("--name", help="The site's name; site.toml's without it.")] = None,
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="New keys in place of those that are enrolled, which studies under way keep."),
+    ] = False,
     state: OwnState = None,
 ) -> None:
     """Make this site's keys, which never leave, and a request file for the aggregator."""
     place = site_place(folder, state)
-    asked = request_enrolment(place.state, site=name or place.settings().site.name, out=out)
+    asked = request_enrolment(place.state, site=name or place.settings().site.name, out=out, renew=renew)
     typer.echo(f"{out} written: site {asked.site} asks to be enrolled. It holds no secret; send it to the aggregator.")
     typer.echo(f"Fingerprint of this site, to be read out by telephone: {asked.fingerprint}")
     typer.echo(f"The private keys are in {place.state}; keep a backup of it where only you can read it.")

@@ -1,4 +1,4 @@
-"""`oncofed-site outbox`, `verify`, `dossier`: what left, whether the records hold, and what to show an outsider."""
+"""`oncofed-site outbox`, `metrics`, `verify`, `dossier`: what left, whether the records hold, and what to show an outsider."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 from oncofed_client.approvals import approvals
 from oncofed_client.find_study import approved_study
 from oncofed_client.identity import identity_of, public_half
-from oncofed_client.options import OwnState, Site, State, Study
+from oncofed_client.options import Folder, OwnState, Site, State, Study
 from oncofed_client.receipts import RECEIPTS_FILE, read_receipts
 from oncofed_client.whereabouts import site_place
 from oncofed_client.words import day
@@ -23,7 +23,18 @@ from oncofed_shared.errors import ConfigError, ExitCode
 from oncofed_shared.files import read_bounded
 from oncofed_shared.storage import dump_json, write_whole
 
-__all__ = ["dossier", "outbox", "register", "verify"]
+__all__ = ["dossier", "metrics", "outbox", "register", "verify"]
+
+
+def metrics(folder: Folder, *, state: OwnState = None) -> None:
+    """Print once, as Prometheus reads it, what left and what is left of the budget; `start --metrics` keeps a file of it."""
+    from oncofed_client.metrics_file import text_of  # noqa: PLC0415 - the other commands need no accountant
+    from oncofed_client.site_figures import SiteFigures  # noqa: PLC0415
+
+    place = site_place(folder, state)
+    settings = place.settings()
+    figures = SiteFigures(place.state, site=settings.site.name, policy=lambda: settings.policy, clock=time.time)
+    typer.echo(text_of(figures).decode(), nl=False)
 
 
 def outbox(
@@ -145,5 +156,5 @@ def dossier(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (outbox, verify, dossier):
+    for command in (outbox, metrics, verify, dossier):
         app.command()(command)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from threading import Event
@@ -23,8 +24,10 @@ from oncofed_client.gate.credentials import hand_over
 from oncofed_client.gate.fence import Fence
 from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
+from oncofed_client.metrics_file import EVERY_SECONDS, check_folder, kept
 from oncofed_client.no_network import NO_WAY_OUT, interfaces, leave_network
 from oncofed_client.options import Folder, OwnState
+from oncofed_client.settings import Policy
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
 
@@ -74,6 +77,10 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
                 "--fence", help="What holds the gate to the aggregator's address: itself, or its unit or firewall."
             ),
         ] = Fence.OWN,
+        metrics: Annotated[
+            Path | None,
+            typer.Option("--metrics", metavar="DIR", help="Folder of the node exporter's textfiles, for figures."),
+        ] = None,
         check: Annotated[
             bool,
             typer.Option("--check", help="Look at this machine as `doctor` does, and start only if nothing is wrong."),
@@ -84,19 +91,22 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         path = (socket or place.state / "run" / "daemon.sock").absolute()
         home = (gate_home or place.state / "gate").absolute()
         target(path)
+        if metrics is not None:
+            check_folder(metrics)
         if check:
             _check(place, environment, path)
         if only is Part.DAEMON:
-            _serve(place, path, socket_group)
+            _serve(place, path, socket_group, metrics)
             return
         check_enrolled(place.state)
         credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
-        words, seen = _gate_words(credentials, home, path, fence), environment_of(environment, home)
+        words, seen = _gate_words(credentials, home, path, fence, metrics), environment_of(environment, home)
         # What stays is a small process: nothing that reads data is imported in it.
         if only is Part.GATE:
             _become(words, gate_user, seen)
         where = [str(folder), *(("--state", str(state)) if state else ()), "--socket", str(path)]
         group = socket_group or (None if gate_user is None else str(_user(gate_user).pw_gid))
+        where += ["--metrics", str(metrics)] if metrics else []
         own = [*where, "--only", "daemon", *(("--socket-group", group) if group else ())]
         python = [sys.executable, "-m"]
         daemon = [*python, "oncofed_client.no_network", *python, "oncofed_client", "start", *own]
@@ -118,7 +128,7 @@ def _check(place: SitePlace, environment: Mapping[str, str], socket: Path) -> No
         raise ConfigError(*problems, "not started; the same without --check starts in spite of it")
 
 
-def _serve(place: SitePlace, path: Path, group: str | None) -> None:
+def _serve(place: SitePlace, path: Path, group: str | None, metrics: Path | None) -> None:
     """Be the daemon.
 
     Raises:
@@ -134,12 +144,30 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
     data, stop = place.data, _until_told()
     if data is None:
         raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
-    with own_socket(path, group=group):
+    with own_socket(path, group=group), _figures(place, metrics):
         daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
         say("daemon.ready", socket=str(path), network="none", pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)
         say("daemon.ended")
+
+
+@contextlib.contextmanager
+def _figures(place: SitePlace, folder: Path | None) -> Iterator[None]:
+    """Write the daemon's figures while it runs, if anybody wants them."""
+    if folder is None:
+        yield
+        return
+    from oncofed_client.site_figures import SiteFigures, tick_of  # noqa: PLC0415 - with the daemon's other imports
+
+    def policy() -> Policy:
+        return place.settings().policy
+
+    name, now = place.settings().site.name, time.time()
+    figures = SiteFigures(place.state, site=name, policy=policy, clock=time.time, started=now)
+    # No oftener than the tick: when a figure changes must not tell how long a step took (protocol, rule 11).
+    with kept(folder / "oncofed-daemon.prom", figures, every=max(EVERY_SECONDS, tick_of(policy()))):
+        yield
 
 
 def _note(event: str, fields: Mapping[str, Any]) -> None:
@@ -157,9 +185,9 @@ def _tell(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _gate_words(credentials: Path, home: Path, path: Path, fence: Fence) -> list[str]:
+def _gate_words(credentials: Path, home: Path, path: Path, fence: Fence, metrics: Path | None) -> list[str]:
     given = ["--credentials", str(credentials.absolute()), "--home", str(home), "--socket", str(path)]
-    given += ["--fence", fence.value]
+    given += ["--fence", fence.value, *(("--metrics", str(metrics.absolute())) if metrics else ())]
     return [sys.executable, "-m", "oncofed_client.gate", *given]
 
 

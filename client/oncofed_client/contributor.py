@@ -91,6 +91,7 @@ class Contributor:
     trusted: tuple[bytes, ...] = ()
     noise_seed: int | None = None
     synced: bool = True
+    _signer: Ed25519PrivateKey | None = None
     _ledger: Ledger | None = None
     _outbox: Outbox | None = None
     _sittings: dict[str, _Sitting] = field(default_factory=dict)
@@ -101,7 +102,16 @@ class Contributor:
 
     @cached_property
     def _key(self) -> Ed25519PrivateKey:
+        """The site's first identity, which signs its records."""
         return identity_of(self.state)
+
+    def signs_as(self, key: Ed25519PrivateKey) -> None:
+        """Sign towards others with this key from now on: the one that the study at hand names. The first identity without it."""
+        self._signer = key
+
+    @property
+    def _signing(self) -> Ed25519PrivateKey:
+        return self._signer or self._key
 
     @property
     def ledger(self) -> Ledger:
@@ -193,7 +203,7 @@ class Contributor:
             head=request.head,
             site=self.site,
             content=secagg.to_bytes(answer),
-            ledger=self.ledger.head(),
+            ledger=self.ledger.head(self._signing),
             witnesses=self._signed(request.heads),
         )
 
@@ -281,7 +291,7 @@ class Contributor:
             # The share is stored first. Killed in between, a site finds it and lets its keys count it as masked.
             if made or _adopted(party, content):
                 self._keep(head.session, formation, party)
-        return Contribution(head=head, site=self.site, content=content, ledger=self.ledger.head())
+        return Contribution(head=head, site=self.site, content=content, ledger=self.ledger.head(self._signing))
 
     def noised(
         self, plan: Plan, request: Train, *, charge: Charge, compute: Callable[[Randomness], NDArray[np.uint64]]
@@ -324,7 +334,7 @@ class Contributor:
         if known is not None and known.formation == formation and known.version == version:
             return known.party
         group = group_of(plan, head.session, formation, self.identities())
-        key = self._key
+        key = self._signing
         if version is not None:
             kept, epoch, content = self._keys.read(head.session)
             # Of another epoch it came out of a backup: its keys may have masked something already.
@@ -359,7 +369,7 @@ class Contributor:
         """This site's signatures under the others' ledgers."""
         if not heads:
             return {}
-        key, known = self._key, self.identities()
+        key, known = self._signing, self.identities()
         made: dict[str, bytes] = {}
         for site, content in heads.items():
             head = LedgerHead.from_bytes(content)

@@ -12,11 +12,12 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from oncofed_client.doctor_check import Check, ok, skipped, wrong
 from oncofed_client.enrol import ENROLMENT_FILE
-from oncofed_client.identity import KEY_FILE, fingerprint_of, identity_of
+from oncofed_client.identity import KEY_FILE, fingerprint_of
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.node_key import NODE_KEY_FILE, read_node_key
 from oncofed_client.prepare.keys import KEY_FILE as SITE_KEY_FILE
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings
+from oncofed_client.site_keys import current_key
 from oncofed_shared.enrolment import Enrolment
 from oncofed_shared.errors import DataError
 from oncofed_shared.public_keys import key_fingerprint
@@ -67,7 +68,7 @@ def key_checks(state: Path) -> Iterator[Check]:
         yield wrong("state folder", f"{state}: others may enter it", f"chmod o-rwx {state}")
     else:
         yield ok("state folder", f"{state}: closed to others")
-    yield _key("identity key", state / KEY_FILE, lambda: fingerprint_of(identity_of(state).public_key()))
+    yield _key("identity key", state / KEY_FILE, lambda: fingerprint_of(current_key(state).public_key()))
     yield _key("gate key", state / NODE_KEY_FILE, lambda: f"ECDSA P-{read_node_key(state).key_size}")
     secret = state / SITE_KEY_FILE
     if secret.exists():

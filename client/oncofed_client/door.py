@@ -44,6 +44,7 @@ from oncofed_client.receipts import RECEIPTS_FILE, Receipts
 from oncofed_client.reply_tick import seconds_to_tick
 from oncofed_client.settings import load_settings
 from oncofed_client.site import Site
+from oncofed_client.site_keys import own_keys
 from oncofed_client.source import FolderSource
 from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import (
@@ -67,6 +68,8 @@ from oncofed_shared.sights import sign_sight
 from oncofed_shared.signed_study import SignedStudy
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from oncofed_client.contributor import Contributor
 
 __all__ = ["Door", "Log", "open_door"]
@@ -84,6 +87,7 @@ class _Case:
     request: SealedRequest
     study: SignedStudy
     head: Head
+    key: Ed25519PrivateKey
     now: float = 0.0
     message: Asked | None = None
     model: Model | None = None
@@ -164,7 +168,7 @@ class Door:
         study = approval.study
         # Until the message itself is read, a refusal has the head of the study's run.
         head = Head(session=study.session, step=0, attempt=0, plan_hash=study.plan.hash, trial=study.trial)
-        case = _Case(request=request, study=study, head=head)
+        case = _Case(request=request, study=study, head=head, key=self._key)
         try:
             stored = self._admitted(case, approval)
             return self._answered(case) if stored is None else self._again(case, stored)
@@ -180,14 +184,16 @@ class Door:
         message = case.message = message_of(request)
         case.head = message.head
         check_addressed(request, approval, site=site)
+        # A study names one of the site's keys; one that names none is refused with the first.
+        case.key = own_keys(self.state).get(study.roster.get(site, b""), self._key)
         check_plan_key(study, self.site.policy)
         case.now = check_clock(study, clock=self._clock(), last=self._last_entry())
-        epoch = check_epoch(self.state, request, study, site=site, key=public_of(self._key), now=case.now)
+        epoch = check_epoch(self.state, request, study, site=site, key=public_of(case.key), now=case.now)
         members = members_of(study, epoch)
         check_scope(approval, message)
         check_run(study, message)
-        self._set_up(study, members, case.now)
-        check_not_older(self._memory, request, study, site=site, key=public_of(self._key))
+        self._set_up(case, members)
+        check_not_older(self._memory, request, study, site=site, key=public_of(case.key))
         stored = self._memory.stored(study.id, request.number, request.digest)
         if stored is not None:
             return stored
@@ -200,8 +206,9 @@ class Door:
         known = self._contributor
         return max(self._receipts.last_at, 0.0 if known is None else known.ledger.last_at())
 
-    def _set_up(self, study: SignedStudy, members: Mapping[str, bytes], now: float) -> None:
+    def _set_up(self, case: _Case, members: Mapping[str, bytes]) -> None:
         """Let the site know one plan, the keys that hold, and the time: those of this request."""
+        study, now = case.study, case.now
         self.site.plans = {study.plan.hash: self._placed(study.plan)}
         self.site.contributor = None
         if isinstance(study.plan.privacy, NoPrivacy) or self._make_contributor is None:
@@ -212,6 +219,7 @@ class Door:
         contributor.identities = lambda: members
         contributor.trusted = (study.step_key,)
         contributor.clock = lambda: now
+        contributor.signs_as(case.key)
 
     def _answered(self, case: _Case) -> bytes:
         message, study = case.message, case.study
@@ -224,7 +232,7 @@ class Door:
         sight = b""
         if case.model is not None:
             sight = sign_sight(
-                self._key, study_id=study.id, site=self.site.name, moment=case.model.moment, model=case.model.model
+                case.key, study_id=study.id, site=self.site.name, moment=case.model.moment, model=case.model.model
             )
         sealed = self._sealed(case, reply, sight)
         self._memory.keep(study.id, case.request.digest, sealed, model=case.model)
@@ -287,7 +295,7 @@ class Door:
             request_digest=case.request.digest,
             study_id=case.study.id,
             site=self.site.name,
-            key=self._key,
+            key=case.key,
             sight=sight,
         )
 

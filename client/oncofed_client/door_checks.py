@@ -84,10 +84,12 @@ def check_epoch(
 
     Guarantees:
         - A site that was revoked, or whose newest epoch is older than the study allows, answers nothing.
+        - A revoked step key has nothing answered from the message on that brings the epoch.
 
     Raises:
         RemoteProtocolError: code `roster-epoch`: not the plan key's, lower than one seen, or than the study's own.
-        PolicyRefusal: `revoked`, `stale-roster`; `roster-epoch`: this site's key is not the one of the study or of the epoch.
+        PolicyRefusal: `revoked`, `step-key`, `stale-roster`; `roster-epoch`: this site's key is not the one of the study or of
+            the epoch.
     """
     epoch = keep_roster(state, request.roster, plan_key=study.plan_key, now=now)
     if epoch.number < study.epoch:
@@ -101,6 +103,10 @@ def check_epoch(
         raise PolicyRefusal(
             f"this site's key is not the one that roster epoch {epoch.number} and the study have for it",
             code="roster-epoch",
+        )
+    if study.step_key in epoch.step_keys:
+        raise PolicyRefusal(
+            f"roster epoch {epoch.number} has revoked the step key that signs this study's messages", code="step-key"
         )
     if now > epoch.issued + study.epoch_days * SECONDS_PER_DAY:
         raise PolicyRefusal(

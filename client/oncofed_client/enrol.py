@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from oncofed_client.identity import identity_of
 from oncofed_client.known_rosters import keep_roster
-from oncofed_client.node_key import node_public
+from oncofed_client.node_key import next_node_public, node_public, take_next_node
+from oncofed_client.site_keys import current_key, next_key, pending_key, take_next
 from oncofed_shared.enrolment import (
     SITE_NAME,
     Enrolment,
@@ -38,8 +38,12 @@ class Asked:
     fingerprint: str
 
 
-def request_enrolment(state: Path, *, site: str, out: Path) -> Asked:
+def request_enrolment(state: Path, *, site: str, out: Path, renew: bool = False) -> Asked:
     """Make the site's keys where there are none, and write its request.
+
+    Args:
+        renew: ask for new keys, of the site and of its gate, in the place of those that it has. They are taken with the answer;
+            until then, and for studies that name them also afterwards, the ones before are used.
 
     Guarantees:
         - Asked again under the same name it writes the same bytes, so that an answer to an earlier file still counts.
@@ -55,14 +59,19 @@ def request_enrolment(state: Path, *, site: str, out: Path) -> Asked:
         raise ConfigError(
             f"{site}: is not a site's name; expected up to 64 letters, digits, spaces and any of _ . + -, a letter or digit first"
         )
-    key = identity_of(state)
-    content = _earlier(state, site) or write_enrolment_request(site=site, node_key=node_public(state), key=key)
+    former = current_key(state)
+    key = next_key(state) if renew else pending_key(state) or former
+    renewed = public_of(key) != public_of(former)
+    node_key = next_node_public(state) if renewed else node_public(state)
+    content = _earlier(state, site, public_of(key), node_key) or write_enrolment_request(
+        site=site, node_key=node_key, key=key, former=former if renewed else None
+    )
     write_whole(state / REQUEST_FILE, content, private=True)
     write_whole(out, content)
     return Asked(site=site, fingerprint=key_fingerprint(public_of(key)))
 
 
-def _earlier(state: Path, site: str) -> bytes | None:
+def _earlier(state: Path, site: str, own: bytes, node_key: str) -> bytes | None:
     """The request that this site made before, if it says the same."""
     path = state / REQUEST_FILE
     if not path.exists():
@@ -72,8 +81,7 @@ def _earlier(state: Path, site: str) -> bytes | None:
         known = read_enrolment_request(content)
     except DataError:
         return None
-    own = public_of(identity_of(state))
-    return content if (known.site, known.identity, known.node_key) == (site, own, node_public(state)) else None
+    return content if (known.site, known.identity, known.node_key) == (site, own, node_key) else None
 
 
 def install(state: Path, answer: Path, *, fingerprint: str | None, now: float) -> Enrolment:
@@ -102,7 +110,8 @@ def install(state: Path, answer: Path, *, fingerprint: str | None, now: float) -
     if not path.exists():
         raise ConfigError(f"{path}: does not exist; make a request first: oncofed-site enrol request")
     asked = read_enrolment_request(read_bounded(path), where=str(path))
-    own = public_of(identity_of(state))
+    pending = pending_key(state)
+    own = public_of(pending or current_key(state))
     if (found.site, found.identity) != (asked.site, own):
         raise RemoteProtocolError(
             f"{answer}: is an answer to site {found.site} with the key {key_fingerprint(found.identity)}; this is site "
@@ -131,6 +140,9 @@ def install(state: Path, answer: Path, *, fingerprint: str | None, now: float) -
     if found.roster is not None:
         keep_roster(state, found.roster, plan_key=found.plan_key, now=now)
     write_whole(state / ENROLMENT_FILE, content, private=True)
+    if pending is not None:
+        take_next_node(state)
+        take_next(state, own)
     return found
 
 

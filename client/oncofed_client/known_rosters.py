@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from oncofed_shared.errors import DataError, RemoteProtocolError
@@ -60,12 +61,7 @@ def keep_roster(state: Path, content: bytes, *, plan_key: bytes, now: float) -> 
             f"roster epoch {epoch.number} came, and this site has seen epoch {known.number}", code="roster-epoch"
         )
     if known is not None and epoch.number == known.number:
-        same = (epoch.issued, dict(epoch.sites), dict(epoch.revoked)) == (
-            known.issued,
-            dict(known.sites),
-            dict(known.revoked),
-        )
-        if not same:
+        if replace(epoch, content=b"") != replace(known, content=b""):
             raise RemoteProtocolError(f"there are two different roster epochs {epoch.number}", code="roster-epoch")
         return known
     if epoch.issued > now + AHEAD_SECONDS:

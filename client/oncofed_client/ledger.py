@@ -284,11 +284,15 @@ class Ledger(LedgerFile):
 
     # What is read.
 
-    def head(self) -> bytes:
-        """The newest entry's head, signed, for others to sign back: what every upload carries."""
+    def head(self, signer: Ed25519PrivateKey | None = None) -> bytes:
+        """The newest entry's head, signed, for others to sign back: what every upload carries.
+
+        Args:
+            signer: the site's key that a study names, if it has taken the first one's place.
+        """
         with self._lock:
             self._catch_up()
-            return head_of(self._account, self._key).to_bytes()
+            return head_of(self._account, self._key, signer=signer).to_bytes()
 
     def plans(self) -> tuple[PlanAccount, ...]:
         """Every plan that was ever approved, in order of approval. They are the ledger's own: read them only."""

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from oncofed_client.ledger_account import Account, cost_body
 from oncofed_client.ledger_chain import FIRST_LINK, Chain, check_row, parse_row, sign_row
 from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of, read_head, seen_in, write_head
+from oncofed_client.site_keys import renewed_publics
 from oncofed_shared.errors import DataError, LocalProtocolError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.witness import Head, Witness
 
@@ -161,7 +162,8 @@ class LedgerFile:
 
     def _witnessed(self, witness: Witness) -> Head:
         head = Head.from_bytes(witness.head)
-        if not witness.is_signed or not head.is_signed_by(self._key.public_key()):
+        own = (self._key.public_key(), *renewed_publics(self.path.parent))
+        if not witness.is_signed or not any(head.is_signed_by(key) for key in own):
             raise RemoteProtocolError("this is not a signed head of this site's ledger", code="witness")
         return head
 

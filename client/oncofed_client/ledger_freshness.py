@@ -34,8 +34,11 @@ def _cipher(key: Ed25519PrivateKey) -> AESGCM:
     return AESGCM(HKDF(SHA256(), 32, None, b"oncofed ledger totals 1").derive(key.private_bytes_raw()))
 
 
-def head_of(account: Account, key: Ed25519PrivateKey) -> Head:
-    """The signed head of an account, with its totals sealed for the site itself.
+def head_of(account: Account, key: Ed25519PrivateKey, *, signer: Ed25519PrivateKey | None = None) -> Head:
+    """The signed head of an account, with its totals sealed for the site itself by its first key.
+
+    Args:
+        signer: another key of the site that signs it in the first one's place.
 
     Guarantees:
         - Nobody without the site's identity key learns from it what was spent, or in how many studies.
@@ -45,7 +48,9 @@ def head_of(account: Account, key: Ed25519PrivateKey) -> Head:
     content = _SEAL.pack(*total.pooled, *total.own, total.slack)
     # The nonce is the entry's hash: another content has another one.
     sealed = _cipher(key).encrypt(digest[:12], content, digest)
-    return sign_head(key, site=account.site, epoch=account.epoch, number=account.number, digest=digest, sealed=sealed)
+    return sign_head(
+        signer or key, site=account.site, epoch=account.epoch, number=account.number, digest=digest, sealed=sealed
+    )
 
 
 def unsealed(head: Head, key: Ed25519PrivateKey) -> Cost | None:

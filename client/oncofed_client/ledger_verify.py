@@ -12,6 +12,7 @@ from oncofed_client.identity import raw_public
 from oncofed_client.ledger_account import Account
 from oncofed_client.ledger_chain import FIRST_LINK, Chain, Row, check_row, parse_row
 from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, read_head
+from oncofed_client.site_keys import renewed_publics
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.witness import Head, Witness
 
@@ -126,7 +127,7 @@ def _freshness(path: Path, account: Account, key: Ed25519PublicKey, witnesses: C
             continue
         if not witness.is_signed:
             problems.append(f"{where}: its signature is not its own; it was edited")
-        elif not head.is_signed_by(key):
+        elif not any(head.is_signed_by(own) for own in (key, *renewed_publics(path.parent))):
             problems.append(f"{where}: has seen a head that this site did not sign")
         else:
             why = contradiction(account, head, None)

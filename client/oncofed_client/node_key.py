@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 from oncofed_client.private_file import make_once, read_secret
 from oncofed_shared.errors import DataError
 
-__all__ = ["NODE_KEY_FILE", "node_public", "read_node_key"]
+__all__ = ["NODE_KEY_FILE", "next_node_public", "node_public", "read_node_key", "take_next_node"]
 
-NODE_KEY_FILE = "node.key"
+NODE_KEY_FILE, NEXT_NODE_KEY = "node.key", "node.next.key"
 
 
 def node_public(state: Path) -> str:
@@ -44,14 +44,28 @@ def node_public(state: Path) -> str:
     return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 
-def read_node_key(state: Path) -> EllipticCurvePrivateKey:
+def next_node_public(state: Path) -> str:
+    """The public half of the key that is to take the gate's key's place; the same one until it has done so."""
+    made = generate_private_key(SECP384R1())
+    make_once(state / NEXT_NODE_KEY, made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+    public = read_node_key(state, NEXT_NODE_KEY).public_key()
+    return public.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def take_next_node(state: Path) -> None:
+    """Let the gate's next key be its key; a gate that runs goes on with the one before until it is started again."""
+    if (state / NEXT_NODE_KEY).exists():
+        (state / NEXT_NODE_KEY).replace(state / NODE_KEY_FILE)
+
+
+def read_node_key(state: Path, name: str = NODE_KEY_FILE) -> EllipticCurvePrivateKey:
     """The gate's key that is there.
 
     Raises:
         DataError: it is not such a key, or others may read it.
         StorageError: it cannot be read.
     """
-    path = state / NODE_KEY_FILE
+    path = state / name
     content = read_secret(path)
     try:
         key = load_ssh_private_key(content, password=None)

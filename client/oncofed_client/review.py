@@ -13,7 +13,7 @@ from oncofed_client.check import check_study
 from oncofed_client.cohort import Cohort, read_cohort
 from oncofed_client.enrol import installed
 from oncofed_client.gene_files import with_gene_files
-from oncofed_client.identity import public_half, raw_public
+from oncofed_client.identity import KEY_FILE, public_half
 from oncofed_client.known_rosters import newest_roster
 from oncofed_client.labels import label_columns
 from oncofed_client.leaving import Leaving, leaving
@@ -26,11 +26,13 @@ from oncofed_client.plan_charges import budget_policy, plan_charges, promised
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.reports import CheckReport
 from oncofed_client.settings import Policy, SiteSettings
+from oncofed_client.site_keys import own_keys
 from oncofed_client.whereabouts import SitePlace
 from oncofed_shared.errors import ConfigError, ExitCode, OncofedError
 from oncofed_shared.plan import NoPrivacy, Plan, SplitColumn
 from oncofed_shared.public_keys import key_fingerprint
 from oncofed_shared.releases import uncharged
+from oncofed_shared.roster import RosterEpoch
 from oncofed_shared.signed_study import SignedStudy
 
 __all__ = ["Review", "columns_read", "review_study", "roster_objections"]
@@ -102,27 +104,38 @@ def roster_objections(study: SignedStudy, state: Path, *, site: str, policy: Pol
             f"{key_fingerprint(enrolment.plan_key)}"
         )
     try:
-        own = raw_public(public_half(state))
+        own = set(own_keys(state)) if (state / KEY_FILE).exists() else set()
     except OncofedError:
-        own = None
+        own = set()
     if site not in study.roster:
         found.append(f"the roster has no site {site}; it has {', '.join(sorted(study.roster))}")
-    elif own != study.roster[site]:
+    elif study.roster[site] not in own:
         found.append(f"the roster has another key for {site}: {key_fingerprint(study.roster[site])}")
     elif site not in study.trainers:
         found.append(f"privacy.patients does not name {site}")
     if now > study.expires:
         found.append("the study has expired; ask for one that is signed anew")
-    newest = newest_roster(state, study.plan_key)
+    return (*found, *_revoked_since(study, newest_roster(state, study.plan_key)))
+
+
+def _revoked_since(study: SignedStudy, newest: RosterEpoch | None) -> list[str]:
+    """What the newest epoch that this site has seen says against a study's keys."""
+    if newest is None:
+        return []
+    found = []
     # An older epoch than the study's knows less than the study itself.
-    if newest is not None and newest.number >= study.epoch:
+    if newest.number >= study.epoch:
         standing = {s: newest.standing(s, k) for s, k in study.roster.items()}
-        found += [
+        found = [
             f"by roster epoch {newest.number} the key of {s} is {word}"
             for s, word in standing.items()
             if word != "member"
         ]
-    return tuple(found)
+    if study.step_key in newest.step_keys:
+        found.append(
+            f"roster epoch {newest.number} has revoked the study's step key, {key_fingerprint(study.step_key)}"
+        )
+    return found
 
 
 def _fingerprints(study: SignedStudy) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -10,25 +11,26 @@ import sys
 import time
 from pathlib import Path
 from threading import Event
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.live import Live
 
 from oncofed_server.report import headline
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, public_file, read_key, read_public_key
+from oncofed_server.service.log_lines import say
 from oncofed_server.service.prepare import EPOCH_DAYS, STUDY_DAYS, prepare
-from oncofed_server.service.registry import check_plan_key, members, publish_roster
+from oncofed_server.service.registry import check_plan_key, members, newest_roster, publish_roster, revoke_step_key
 from oncofed_server.service.registry import enrol as take_in
 from oncofed_server.service.registry import revoke as take_out
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, add_study, find_study, read_any_study
+from oncofed_server.service.watch import watch as keep_watching
 from oncofed_shared.commands import run_app
 from oncofed_shared.enrolment import read_enrolment
 from oncofed_shared.errors import ConfigError, StorageError
-from oncofed_shared.plan import load
+from oncofed_shared.plan import NoPrivacy, load
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.storage import write_whole
 
@@ -94,6 +96,9 @@ def renew(
     folder: Dir = HERE,
     step_key: Annotated[bool, typer.Option("--step-key", help="A new step key for new studies.")] = False,
     plan_key: MaybePlanKey = None,
+    authority: Annotated[
+        bool, typer.Option("--authority", help="The authority's certificate too, of the same key.")
+    ] = False,
 ) -> None:
     """New certificates; with --plan-key a fresh roster; with --step-key a new step key. What was signed before goes on."""
     opened = Folder.open(folder)
@@ -101,6 +106,9 @@ def renew(
     if signing is not None:
         # Before anything is renewed: a wrong key renews nothing.
         check_plan_key(opened, signing)
+    if authority:
+        opened.renew_authority(now=time.time())
+        print("authority: new; sites trust both until the one before ends; answer their requests once more")
     opened.make_certificates(now=time.time())
     print("certificates: new; a running proxy takes them within a minute")
     if step_key:
@@ -144,15 +152,36 @@ def show_list(folder: Dir = HERE, as_json: Annotated[bool, typer.Option("--json"
         print(f"{member.site}: {member.fingerprint} ({member.standing})")
     if not rows:
         print("nobody is enrolled")
+    epoch = newest_roster(opened)
+    for key in opened.step_keys():
+        gone = epoch is not None and key in epoch.step_keys
+        standing = "revoked" if gone else "new studies name it" if key == opened.step_key else "older studies name it"
+        print(f"step key: {key_fingerprint(key)} ({standing})")
 
 
 @app.command()
 def revoke(
-    site: Annotated[str, typer.Argument(help="Name of the site.")], plan_key: PlanKey, folder: Dir = HERE
+    plan_key: PlanKey,
+    site: Annotated[str | None, typer.Argument(help="Name of the site.")] = None,
+    folder: Dir = HERE,
+    step_key: Annotated[
+        str | None, typer.Option("--step-key", metavar="FINGERPRINT", help="A step key, as `list` shows it.")
+    ] = None,
 ) -> None:
-    """Take a site's key out for good: acts at every site with its next message, and at the gate at once."""
-    epoch = take_out(Folder.open(folder), site, read_key(plan_key), now=time.time())
-    print(f"{site}: revoked in roster epoch {epoch.number}; studies that need it end, prepare them anew without it")
+    """Take a site's key, or a step key, out for good: acts at every site with its next message, and at the gate at once."""
+    opened, signing = Folder.open(folder), read_key(plan_key)
+    if (site is None) == (step_key is None):
+        raise ConfigError("revoke: name either a site or a --step-key")
+    if site is not None:
+        epoch = take_out(opened, site, signing, now=time.time())
+        print(f"{site}: revoked in roster epoch {epoch.number}; studies that need it end, prepare them anew without it")
+        return
+    wanted = "".join(str(step_key).split()).lower()
+    found = [k for k in opened.step_keys() if key_fingerprint(k).replace(" ", "") == wanted]
+    if len(found) != 1:
+        raise ConfigError(f"--step-key {step_key}: is no step key of this aggregator; `list` shows them")
+    epoch = revoke_step_key(opened, found[0], signing, now=time.time())
+    print(f"step key: revoked in roster epoch {epoch.number}; studies that name it end, prepare them anew")
 
 
 # -- studies --------------------------------------------------------------------------------------------------------------
@@ -197,6 +226,10 @@ def submit(study: Annotated[Path, typer.Argument(metavar="STUDY", help="A signed
     place = add_study(Folder.open(folder), study, now=time.time())
     if place.wanted is Wanted.CANCEL:
         raise ConfigError(f"{place.study.name}: was cancelled, for good; prepare a new study")
+    if not isinstance(place.study.plan.privacy, NoPrivacy) and not place.spending:
+        from oncofed_server.spending import spending  # noqa: PLC0415 - accountants take seconds to import
+
+        place.keep_spending({s: spending(place.study.plan, s).epsilon for s in place.study.trainers})
     place.want(Wanted.RUN)
     print(f"{place.study.name}: submitted, id {place.study.id}")
 
@@ -257,22 +290,31 @@ def cancel(study: Study, folder: Dir = HERE) -> None:
 @app.command()
 def status(
     folder: Dir = HERE,
-    watch: Annotated[bool, typer.Option("--watch", help="Until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="A page to be read from afar, until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json")] = False,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Once, as Prometheus reads it.")] = False,
 ) -> None:
     """How the studies stand."""
     opened = Folder.open(folder)
-    if as_json:
-        print(json.dumps(status_of(opened, now=time.time())))
+
+    def look() -> dict[str, Any]:
+        return status_of(opened, now=time.time())
+
+    if watch:
+        try:
+            keep_watching(look, out=sys.stdout, stop=_stop_event(), as_json=as_json)
+        except BrokenPipeError:
+            # Who read has gone; Python would complain once more when it closes what it cannot write to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    console = Console()
-    if not watch:
-        console.print(status_page(status_of(opened, now=time.time())))
-        return
-    with Live(status_page(status_of(opened, now=time.time())), console=console, auto_refresh=False) as live:
-        while True:
-            time.sleep(1.0)
-            live.update(status_page(status_of(opened, now=time.time())), refresh=True)
+    if metrics:
+        from oncofed_server.service.metrics import figures_text  # noqa: PLC0415 - only here
+
+        print(figures_text(opened, clock=time.time), end="")
+    elif as_json:
+        print(json.dumps(look()))
+    else:
+        Console().print(status_page(look()))
 
 
 @app.command()
@@ -305,16 +347,21 @@ def _stop_event() -> Event:
     return stop
 
 
-def _say(what: str) -> None:
-    print(what, flush=True)
-
-
 @app.command()
-def start(folder: Dir = HERE) -> None:
+def start(
+    folder: Dir = HERE,
+    metrics: Annotated[
+        int | None,
+        typer.Option("--metrics", metavar="PORT", min=1, max=65_535, help="For Prometheus, on 127.0.0.1 alone."),
+    ] = None,
+) -> None:
     """Run SuperLink, proxy and dispatcher until SIGTERM or Ctrl-C; whatever of them ends is started again."""
-    from oncofed_server.service.service import serve  # noqa: PLC0415 - only here
+    from oncofed_server.service.metrics import served  # noqa: PLC0415 - only here
+    from oncofed_server.service.service import serve  # noqa: PLC0415
 
-    serve(Folder.open(folder), given=dict(os.environ), stop=_stop_event(), say=_say)
+    opened = Folder.open(folder)
+    with contextlib.nullcontext() if metrics is None else served(opened, metrics, clock=time.time):
+        serve(opened, given=dict(os.environ), stop=_stop_event(), say=say)
 
 
 @app.command(hidden=True)
@@ -324,7 +371,7 @@ def dispatch(folder: Dir = HERE) -> None:
     from oncofed_server.service.programs import environment  # noqa: PLC0415
 
     opened = Folder.open(folder)
-    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=_say).run()
+    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=say).run()
 
 
 def main() -> None:

@@ -57,6 +57,16 @@ class Errand:
         return frozenset(r.site for r in self.requests) - frozenset(self.answers)
 
     @property
+    def asked(self) -> frozenset[str]:
+        """Sites that are asked."""
+        return frozenset(r.site for r in self.requests)
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the errand ends, answered or not."""
+        return self.until - self.clock()
+
+    @property
     def finished(self) -> bool:
         """Whether all have answered, or the time is over."""
         return not self.pending or self.clock() >= self.until

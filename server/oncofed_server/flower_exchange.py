@@ -30,12 +30,20 @@ class Asking(Protocol):
     """What is asked: a run (`JournaledRun`), or an errand before or after it."""
 
     @property
+    def asked(self) -> frozenset[str]:
+        """Sites that are asked in the step under way, answered or not."""
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is left to ask."""
 
     @property
     def pending(self) -> frozenset[str]:
         """Sites whose answer is awaited."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the time for the answers that are awaited is over."""
 
     def receive(self, reply: Reply, cost: Cost, *, sight: bytes = b"") -> list[Numbered] | None:
         """Take a reply; what follows from it, or None if nobody waits for it."""

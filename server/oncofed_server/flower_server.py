@@ -6,7 +6,6 @@ process, the dispatcher submits another run, and that goes on where the journal 
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 import traceback
@@ -29,7 +28,8 @@ from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.folder import Folder
-from oncofed_server.service.registry import enrolled
+from oncofed_server.service.log_lines import say
+from oncofed_server.service.registry import gate_keys
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
@@ -45,11 +45,11 @@ __all__ = ["app", "drive_study"]
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
 """Seconds between two looks at the grid: the longer, the longer nothing has come."""
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
+SAME_DEADLINE = 0.5
 COUNT_SECONDS = 600.0
 END_SECONDS = 120.0
 """For telling sites of an end without a model; a site that is away keeps its reservation until its person withdraws."""
 MOST_NOTES = 50
-_LOG = logging.getLogger("oncofed.aggregator")
 
 
 class _Driver:
@@ -63,6 +63,7 @@ class _Driver:
         self.delivered: dict[str, str] = dict(place.status.get("delivered", {}))
         self._told: dict[str, Any] = {}
         self._told_at = 0.0
+        self._since = self._due = 0.0
 
     # -- what is driven -------------------------------------------------------------------------------------------------------
 
@@ -223,17 +224,34 @@ class _Driver:
             if now - looked > LOOK_AT_NODES and set(asking.pending) - set(courier.nodes):
                 looked = now
                 courier.nodes = self._nodes()
-            self._tell(status() | {"waiting": dict(exchange.waiting), "connected": sorted(courier.nodes)})
+            self._tell(status() | self._awaited(asking, exchange) | {"connected": sorted(courier.nodes)})
             pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * 1.2)
             if not moved:
                 time.sleep(pause)
         self._tell(status() | {"waiting": {}}, at_once=True)
 
+    def _awaited(self, asking: Asking, exchange: SealedExchange) -> dict[str, Any]:
+        """Who is asked since when, who has not answered, and until when there is time."""
+        now = time.time()
+        due = now + asking.seconds_left
+        # Two clocks never agree to the last digit, and every step has a deadline of its own.
+        if abs(due - self._due) > SAME_DEADLINE:
+            self._since, self._due = now, due
+        return {
+            "waiting": dict(exchange.waiting),
+            "asked": sorted(asking.asked),
+            "since": round(self._since),
+            "deadline": round(self._due),
+        }
+
     def _nodes(self) -> dict[str, int]:
         """Flower's nodes of this study's sites, of those that are connected: known by the key that was enrolled, not by a name."""
-        keys = {_pem_or_raw(r.node_key): site for site, r in enrolled(self.folder).items()}
+        keys = {_pem_or_raw(key): site for key, site in gate_keys(self.folder, now=time.time()).items()}
+        newest_last = list(keys)
         found = {}
-        for node in self.grid.get_nodes():
+        nodes = [node for node in self.grid.get_nodes() if bytes(node.public_key) in keys]
+        # While a gate changes its key both may be there; the newest counts.
+        for node in sorted(nodes, key=lambda node: newest_last.index(bytes(node.public_key))):
             site = keys.get(bytes(node.public_key))
             if site in self.study.roster and site is not None:
                 found[site] = int(node.node_id)
@@ -244,7 +262,7 @@ class _Driver:
     def _note(self, site: str, what: str) -> None:
         note = {"site": site, "what": what[:300], "at": round(time.time(), 1)}
         self.notes = [*self.notes, note][-MOST_NOTES:]
-        _LOG.warning("%s: %s", site, what)
+        say("site.trouble", site=site, study_id=self.study.id, text=what)
 
     def _base(self, phase: str) -> dict[str, Any]:
         events, size = self.journal.size
@@ -255,6 +273,7 @@ class _Driver:
             "events": events + self.journal.snapshot,
             "journal_bytes": size,
             "rounds": self.study.plan.training.rounds,
+            "attempts": self.study.plan.training.attempts,
             "notes": self.notes,
             "delivered": self.delivered,
         }

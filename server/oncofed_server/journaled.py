@@ -77,6 +77,8 @@ class JournaledRun:
         self._before = 0.0
         self._sent: dict[str, Numbered] = {}
         self._packed: tuple[Request | None, bytes] = (None, b"")
+        self.asked: frozenset[str] = frozenset()
+        self._asked_in = -1
         names = count(1)
         base = journal.snapshot
         state = load_state(self._snapshot_file(base), plan) if base else None
@@ -140,6 +142,11 @@ class JournaledRun:
             return []
         return self._take("tick", Tick(now=self.now))
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline of the step under way."""
+        return self.aggregator.state.deadline - self.now
+
     # -- inside ---------------------------------------------------------------------------------------------------------------
 
     def _take(self, kind: str, event: Start | Received | Tick, sight: bytes = b"") -> list[Numbered]:
@@ -149,7 +156,9 @@ class JournaledRun:
             number = self.journal.append(kind, event.now, reply=reply, cost=cost)
             if sight and isinstance(event, Received):
                 self.journal.keep_sight(event.reply.site, sight)
-            for outgoing in self.aggregator.step(event):
+            follows = self.aggregator.step(event)
+            self._note_asked(follows)
+            for outgoing in follows:
                 body = self._body(outgoing.request)
                 given = self.journal.assign(outgoing.site, body, number)
                 made.append(Numbered(number=given, site=outgoing.site, body=body))
@@ -165,6 +174,7 @@ class JournaledRun:
 
     def _match(self, event: int, outgoing: list[Outgoing]) -> None:
         """See that an event has given the requests that it gave before."""
+        self._note_asked(outgoing)
         rows = self.journal.assigned(event)
         if len(outgoing) > len(rows):
             raise self._other(event)
@@ -175,6 +185,13 @@ class JournaledRun:
             if digest != digest_of(body):
                 raise self._other(event)
             self._sent[each.site] = Numbered(number=number, site=each.site, body=body)
+
+    def _note_asked(self, outgoing: list[Outgoing]) -> None:
+        """Who is asked in the step under way: those who were asked first, and whoever is asked in it later."""
+        for each in outgoing:
+            step = each.request.head.step
+            before = self.asked if step == self._asked_in else frozenset()
+            self._asked_in, self.asked = step, before | {each.site}
 
     def _other(self, event: int) -> DataError:
         return DataError(

@@ -21,8 +21,8 @@ from cryptography.x509 import load_pem_x509_certificate
 from pydantic import Field, ValidationError
 
 from oncofed_shared.errors import DataError
-from oncofed_shared.public_keys import public_of
-from oncofed_shared.signed_document import read_document, sign_document
+from oncofed_shared.public_keys import is_signed, public_of
+from oncofed_shared.signed_document import canonical, read_document, sign_document
 from oncofed_shared.strict import Frozen
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 REQUEST, ANSWER = "enrolment-request", "enrolment"
+_RENEWAL = b"oncofed identity renewal\0"
 SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+ -]{0,63}")
 """What a site may be called: a name that is a file's name too."""
 _Name = Annotated[str, Field(pattern=f"^{SITE_NAME.pattern}$")]
@@ -55,12 +56,14 @@ class EnrolmentRequest:
         identity: raw Ed25519 public key, which signed the request.
         node_key: OpenSSH text of the ECDSA P-384 key with which its gate shows itself, without a comment.
         digest: SHA-256 of the request's bytes, in hex: an answer names it.
+        former: raw public key that this identity takes the place of, which has signed that; None in a first request.
     """
 
     site: str
     identity: bytes
     node_key: str
     digest: str
+    former: bytes | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +97,8 @@ class _RequestBody(Frozen):
     site: _Name
     identity: _Key
     node_key: _NodeKey
+    former: _Key | None = None
+    former_signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")] | None = None
 
 
 class _AnswerBody(Frozen):
@@ -108,21 +113,32 @@ class _AnswerBody(Frozen):
     issued: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-def write_enrolment_request(*, site: str, node_key: str, key: Ed25519PrivateKey) -> bytes:
+def write_enrolment_request(
+    *, site: str, node_key: str, key: Ed25519PrivateKey, former: Ed25519PrivateKey | None = None
+) -> bytes:
     """A site's request, signed by its identity.
 
     Args:
         site: its name.
         node_key: OpenSSH text of its gate's public key.
         key: its identity.
+        former: the identity that `key` takes the place of, where a site renews its own.
 
     Raises:
         DataError: the name or the node's key has another form.
     """
     identity = public_of(key).hex()
     body = {"site": site, "identity": identity, "node_key": node_key}
+    if former is not None:
+        handed = _handed_over(site, node_key, identity, public_of(former).hex())
+        body |= {"former": public_of(former).hex(), "former_signature": former.sign(handed).hex()}
     _checked(_RequestBody, body, REQUEST)
     return sign_document(REQUEST, body, key)
+
+
+def _handed_over(site: str, node_key: str, identity: str, former: str) -> bytes:
+    """What a former identity signs: that this one, of this site with this gate, takes its place."""
+    return _RENEWAL + canonical({"site": site, "node_key": node_key, "identity": identity, "former": former})
 
 
 def read_enrolment_request(content: bytes, *, where: str = "enrolment request") -> EnrolmentRequest:
@@ -133,7 +149,7 @@ def read_enrolment_request(content: bytes, *, where: str = "enrolment request") 
         where: the file's name, for messages.
 
     Guarantees:
-        - The identity that it names has signed it.
+        - The identity that it names has signed it; so has the former one, if it names one.
 
     Raises:
         DataError: it is no request, is damaged, or was signed by another key.
@@ -148,8 +164,21 @@ def read_enrolment_request(content: bytes, *, where: str = "enrolment request") 
             code="signature",
         )
     _check_node_key(body.node_key)
+    former = None if body.former is None else bytes.fromhex(body.former)
+    if former is not None:
+        handed = _handed_over(body.site, body.node_key, body.identity, former.hex())
+        if former == identity or not is_signed(former, bytes.fromhex(body.former_signature or ""), handed):
+            raise DataError(
+                f"{where}: the key that is to be replaced has not signed that; make a new one with "
+                "`oncofed-site enrol request --renew`",
+                code="signature",
+            )
     return EnrolmentRequest(
-        site=body.site, identity=identity, node_key=body.node_key, digest=hashlib.sha256(content).hexdigest()
+        site=body.site,
+        identity=identity,
+        node_key=body.node_key,
+        digest=hashlib.sha256(content).hexdigest(),
+        former=former,
     )
 
 

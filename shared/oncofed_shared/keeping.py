@@ -15,12 +15,14 @@ import psutil
 
 from oncofed_shared.processes import Descendants, dies_with_us, subreaper
 
-__all__ = ["Program", "keep", "pause_after"]
+__all__ = ["Note", "Program", "keep", "pause_after"]
 
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 STEADY = 60.0
 LOOK = 0.2
+Note = Callable[..., None]
+"""Takes an event and facts by name, as `log_lines` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +54,8 @@ def pause_after(quick_ends: int) -> float:
 
 
 class _Kept:
-    def __init__(self, program: Program, say: Callable[[str], None]) -> None:
-        self.program, self._say = program, say
+    def __init__(self, program: Program, say: Callable[[str], None], note: Note) -> None:
+        self.program, self._say, self._note = program, say, note
         self.process: subprocess.Popen[bytes] | None = None
         self._since = self._due = time.monotonic()
         self._quick = 0
@@ -69,7 +71,9 @@ class _Kept:
             self._quick = 0 if now - self._since > STEADY else self._quick + 1
             pause = pause_after(self._quick)
             self._due = now + pause
-            self._say(f"{self.program.name}: {self.program.why(code)}; started again in {pause:g} s")
+            why = self.program.why(code)
+            self._say(f"{self.program.name}: {why}; started again in {pause:g} s")
+            self._note("program.ended", program=self.program.name, exit=code, seconds=pause, text=why)
         if self.process is None and now >= self._due:
             self.process = subprocess.Popen(  # noqa: S603 - our own words
                 dies_with_us(list(self.program.command())),
@@ -83,6 +87,7 @@ class _Kept:
             )
             self._since = now
             self._say(f"{self.program.name}: started (process {self.process.pid})")
+            self._note("program.started", program=self.program.name, pid=self.process.pid)
 
 
 def _bury(living: set[int]) -> None:
@@ -93,13 +98,22 @@ def _bury(living: set[int]) -> None:
                 child.wait(0)
 
 
-def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None], patience: float) -> None:
+def keep(
+    programs: Sequence[Program],
+    *,
+    stop: Event,
+    say: Callable[[str], None],
+    patience: float,
+    note: Note = lambda event, **facts: None,
+) -> None:
     """Run programs until asked to stop; then end them and whatever they have started.
 
     Args:
         stop: set by a signal.
         say: told in plain words what happens.
         patience: seconds that they have to end after SIGTERM.
+        note: told the same as events with facts: `program.started` (program, pid) and `program.ended` (program, exit, seconds
+            until it is started again, text).
 
     Guarantees:
         - A program that ends, however it ends, is started again, at first at once and then at growing intervals.
@@ -107,7 +121,7 @@ def keep(programs: Sequence[Program], *, stop: Event, say: Callable[[str], None]
     """
     with subreaper():
         ours = Descendants()
-        kept = [_Kept(p, say) for p in programs]
+        kept = [_Kept(p, say, note) for p in programs]
         try:
             while not stop.is_set():
                 for one in kept:

@@ -199,6 +199,11 @@ class Hospital:
         return self.data.with_name(f"{self.data.name}.state")
 
     @property
+    def figures(self) -> Path:
+        """Where daemon and gate write for Prometheus."""
+        return self.run / "figures"
+
+    @property
     def socket(self) -> Path:
         """The daemon's own."""
         return self.tap.inner
@@ -215,6 +220,7 @@ class Consortium:
     services: list[Service] = field(default_factory=list)
     port: int = field(default_factory=free_port)
     listen: int = field(default_factory=free_port)
+    figures: int = field(default_factory=free_port)
 
     @property
     def hub(self) -> Path:
@@ -257,12 +263,17 @@ class Consortium:
     def add(self, data: Path) -> Hospital:
         run = self.short / data.name
         inner, outer = run / "daemon.sock", run / "tap" / "daemon.sock"
+        figures = run / "figures"
+        figures.mkdir(mode=0o700, parents=True)
+        told = ("--metrics", figures)
         self.hospitals[data.name] = Hospital(
             name=data.name,
             data=data,
             run=run,
-            daemon=self.service(f"{data.name}.daemon", "client", "start", data, "--only", "daemon", "--socket", inner),
-            gate=self.service(f"{data.name}.gate", "client", "start", data, "--only", "gate", "--socket", outer),
+            daemon=self.service(
+                f"{data.name}.daemon", "client", "start", data, "--only", "daemon", "--socket", inner, *told
+            ),
+            gate=self.service(f"{data.name}.gate", "client", "start", data, "--only", "gate", "--socket", outer, *told),
             tap=Tap(inner=inner),
         )
         return self.hospitals[data.name]

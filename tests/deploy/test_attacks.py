@@ -215,11 +215,35 @@ class TestWho:
     def test_revoked_site(self, world):
         works(world)
         sites = {s: k for s, k in world.papers.publics.items() if s != SITE}
-        roster = world.papers.roster(2, sites=sites, revoked={SITE: world.papers.publics[SITE]})
+        roster = world.papers.roster(2, sites=sites, revoked={SITE: (world.papers.publics[SITE],)})
         refused(world, Describe(head=head_of(world)), "revoked", roster=roster)
         refused(world, Describe(head=head_of(world)), "roster-epoch")
         # The others go on without it, and its signatures count no more.
         assert isinstance(world.ask("site-2", Describe(head=head_of(world)), roster=roster), Description)
+
+    def test_a_revoked_step_key(self, world):
+        """From the message on that brings the epoch, and with no later one that leaves it out."""
+        works(world)
+        roster = world.papers.roster(2, step_keys={public_of(world.papers.step_key)})
+        refused(world, Describe(head=head_of(world)), "step-key", roster=roster)
+        refused(world, Describe(head=head_of(world)), "roster-epoch")
+
+    def test_a_key_that_was_revoked_among_several(self, world):
+        others = {s: k for s, k in world.papers.publics.items() if s != SITE}
+        gone = {SITE: (public_of(key_of("first")), world.papers.publics[SITE], public_of(key_of("third")))}
+        roster = world.papers.roster(2, sites=others | {SITE: public_of(key_of("fourth"))}, revoked=gone)
+        refused(world, Describe(head=head_of(world)), "revoked", roster=roster)
+
+    def test_a_former_key_holds_for_the_study_that_names_it(self, world):
+        """A site that has changed its key goes on, and so does everybody else, until the former key is revoked."""
+        own = world.papers.publics[SITE]
+        others = {s: k for s, k in world.papers.publics.items() if s != SITE}
+        changed = others | {SITE: public_of(key_of("new"))}
+        roster = world.papers.roster(2, sites=changed, former={SITE: (own,)})
+        for site in (SITE, "site-2"):
+            assert isinstance(world.ask(site, Describe(head=head_of(world)), roster=roster), Description)
+        roster = world.papers.roster(3, sites=changed, revoked={SITE: (own,)})
+        refused(world, Describe(head=head_of(world)), "revoked", roster=roster)
 
     def test_a_site_that_enrolled_anew_or_is_gone(self, world):
         others = {s: k for s, k in world.papers.publics.items() if s != SITE}
@@ -278,7 +302,7 @@ class TestWho:
 
         run(world, aggregator_of(world), twist=keep, until=lambda a: bool(sent))
         sites = {s: k for s, k in world.papers.publics.items() if s != "site-3"}
-        roster = world.papers.roster(2, sites=sites, revoked={"site-3": world.papers.publics["site-3"]})
+        roster = world.papers.roster(2, sites=sites, revoked={"site-3": (world.papers.publics["site-3"],)})
         refused(world, sent[0], "roster", site="site-2", roster=roster)
         works(world, SITE)
         world.close()

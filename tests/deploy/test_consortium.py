@@ -10,11 +10,13 @@ import shlex
 import stat
 import subprocess
 import sys
+import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
@@ -183,6 +185,45 @@ def test_status_shows_that_both_studies_are_done(run: WholeRun):
     shown = json.loads(run.consortium.aggregator("status", "--json"))
     assert {s["name"]: s["phase"] for s in shown["studies"]} == {OPEN: "done", PRIVATE: "done"}
     assert OPEN in run.consortium.aggregator("status")
+
+
+def figures(text: str) -> dict[str, dict[frozenset[str], float]]:
+    """What Prometheus reads: by name, by the values of labels."""
+    return {
+        f.name: {frozenset(s.labels.values()): s.value for s in f.samples if not s.name.endswith("_created")}
+        for f in text_string_to_metric_families(text)
+    }
+
+
+def test_figures_of_the_aggregator_are_those_of_status_and_report(run: WholeRun):
+    with urllib.request.urlopen(f"http://127.0.0.1:{run.consortium.figures}/metrics", timeout=30) as answer:
+        told = figures(answer.read().decode())
+    for row in json.loads(run.consortium.aggregator("status", "--json"))["studies"]:
+        own = {row["id"][:12], row["name"]}
+        assert told["oncofed_study_round"][frozenset(own)] == row["rounds"]
+        assert told["oncofed_study_bytes"][frozenset(own | {"in"})] == row["bytes_up"] > 0
+        assert told["oncofed_study_phase"][frozenset(own | {"done"})] == 1
+        if row["name"] == PRIVATE:
+            for site in result(run, PRIVATE)["sites"]:
+                assert told["oncofed_study_epsilon"][frozenset(own | {site["name"]})] == site["epsilon"]
+    # One of each kind was killed, and whoever keeps them has counted; who was connected in the last minute is known.
+    for program in ("SuperLink", "proxy"):
+        assert told["oncofed_program_starts"][frozenset({program})] >= 2
+    assert {site for key in told["oncofed_site_online"] for site in key} == set(SITES)
+
+
+def test_figures_of_a_site_are_those_of_its_receipts_and_its_ledger(run: WholeRun):
+    for hospital in run.hospitals.values():
+        receipts = json.loads(run.consortium.site("outbox", hospital.data, "--json"))
+        printed = figures(run.consortium.site("metrics", hospital.data))
+        file, name = hospital.figures / "oncofed-daemon.prom", "oncofed_site_released_bytes"
+        until(lambda file=file, name=name, wanted=printed[name]: figures(file.read_text())[name] == wanted, 60.0)
+        for study in run.ids.values():
+            size = sum(r["size"] for r in receipts if r["study_id"] == study)
+            assert printed[name][frozenset({study[:12]})] == size
+        assert printed["oncofed_site_epsilon_spent"][frozenset({"colluders"})] > 0
+        gate = figures((hospital.figures / "oncofed-gate.prom").read_text())
+        assert gate["oncofed_site_program_up"][frozenset({"gate"})] == 1
 
 
 def commands(page: Path) -> list[list[str]]:

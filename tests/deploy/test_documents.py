@@ -207,21 +207,55 @@ class TestRoster:
     def test_standing(self, papers):
         old, new = public_of(key_of("old")), public_of(key_of("new"))
         content = write_roster(
-            number=3, issued=NOW, sites={"a": new, "b": public_of(key_of("b"))}, revoked={"a": old}, key=papers.plan_key
+            number=3,
+            issued=NOW,
+            sites={"a": new, "b": public_of(key_of("b"))},
+            revoked={"a": (old,)},
+            key=papers.plan_key,
         )
         epoch = read_roster(content, plan_key=public_of(papers.plan_key))
         assert [epoch.standing("a", new), epoch.standing("a", old)] == ["member", "revoked"]
         assert [epoch.standing("b", new), epoch.standing("c", new)] == ["other-key", "absent"]
 
+    def test_several_revoked_keys_former_keys_and_step_keys(self, papers):
+        keys = {name: public_of(key_of(name)) for name in ("first", "second", "third", "new", "step")}
+        content = write_roster(
+            number=3,
+            issued=NOW,
+            sites={"a": keys["new"]},
+            former={"a": (keys["third"],)},
+            revoked={"a": (keys["first"], keys["second"])},
+            step_keys={keys["step"]},
+            key=papers.plan_key,
+        )
+        epoch = read_roster(content, plan_key=public_of(papers.plan_key))
+        standing = {name: epoch.standing("a", key) for name, key in keys.items()}
+        assert standing == {
+            "first": "revoked", "second": "revoked", "third": "member", "new": "member", "step": "other-key"
+        }  # fmt: skip
+        assert epoch.standing("b", keys["first"]) == "revoked"
+        assert epoch.step_keys == {keys["step"]}
+
+    def test_an_epoch_without_them_is_as_an_earlier_version_wrote_it(self, papers):
+        """So that a site which is upgraded later reads it: fields are added only where they say something."""
+        content = papers.roster(1, revoked={"x": (public_of(key_of("x")),)})
+        body = json.loads(content)["body"]
+        assert set(body) == {"number", "issued", "sites", "revoked"}
+        assert body["revoked"] == {"x": public_of(key_of("x")).hex()}
+
     def test_impossible_epochs_are_refused(self, papers):
         key = public_of(KEY)
-        for sites, revoked in (({"a": key}, {"a": key}), ({"a": key, "b": key}, {}), ({"a": b"short"}, {})):
+        for sites, revoked in (
+            ({"a": key}, {"a": (public_of(key_of("x")), key)}),
+            ({"a": key, "b": key}, {}),
+            ({"a": b"short"}, {}),
+        ):
             with pytest.raises(ConfigError):
                 write_roster(number=1, issued=NOW, sites=sites, revoked=revoked, key=papers.plan_key)
 
     def test_a_site_never_goes_back(self, papers, tmp_path):
         plan_key = public_of(papers.plan_key)
-        first, second = papers.roster(1), papers.roster(2, revoked={"x": public_of(key_of("x"))})
+        first, second = papers.roster(1), papers.roster(2, revoked={"x": (public_of(key_of("x")),)})
         assert newest_roster(tmp_path, plan_key) is None
         assert keep_roster(tmp_path, first, plan_key=plan_key, now=NOW).number == 1
         assert keep_roster(tmp_path, second, plan_key=plan_key, now=NOW).number == 2

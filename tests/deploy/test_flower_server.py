@@ -324,7 +324,12 @@ def test_a_site_that_comes_late_is_waited_for(new_world: Callable[..., World]) -
     thread = Thread(target=world.drive)
     thread.start()
     _wait(lambda: list(world.place.status.get("waiting", {})) == ["site-2"])
-    assert world.place.status["connected"] == ["site-1", "site-3"]
+    status = world.place.status
+    assert status["connected"] == ["site-1", "site-3"]
+    assert status["asked"] == list(SITES)
+    # Five minutes is the plan's deadline; who watches is told when it began and when it ends.
+    assert abs(status["deadline"] - status["since"] - 300) <= 1
+    assert abs(status["since"] - time.time()) < 60
     world.away = set()
     thread.join(120)
     assert world.place.status["phase"] == "done"

@@ -246,14 +246,14 @@ def _supernode(service: Service, key: Path, home: Path) -> subprocess.Popen[byte
 def test_a_site_that_comes_later_is_let_in_and_a_revoked_one_is_thrown_out(service: Service, tmp_path: Path) -> None:
     _enrol(service.folder, "site-2", tmp_path / "late.key")
     said = service.folder.run / "dispatcher.log"
-    _wait("it is let in", lambda: "site-2: its gate is let in" in said.read_text())
+    _wait("it is let in", lambda: '"event": "gate.let-in", "site": "site-2"' in said.read_text())
     log = service.folder.run / "superlink.log"
     before = log.read_text().count("Activated node_id")
     node = _supernode(service, tmp_path / "late.key", tmp_path / "home")
     try:
         _wait("its node is activated", lambda: log.read_text().count("Activated node_id") > before)
         revoke(service.folder, "site-2", PLAN_KEY, now=time.time())
-        _wait("it is thrown out", lambda: "site-2: its gate is no longer let in" in said.read_text())
+        _wait("it is thrown out", lambda: '"event": "gate.shut-out", "site": "site-2"' in said.read_text())
         # With its next heartbeat the SuperNode is told, and ends by itself.
         node.wait(PATIENCE)
     finally:

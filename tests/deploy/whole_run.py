@@ -226,7 +226,7 @@ def whole_run(folder: Path) -> Iterator[WholeRun]:
         enrol(consortium)
         said, _ = reference.communicate(timeout=600)
         assert reference.returncode == 0, said
-        hub = consortium.service("hub", "server", "start", "--dir", consortium.hub)
+        hub = consortium.service("hub", "server", "start", "--dir", consortium.hub, "--metrics", consortium.figures)
         ids = {
             study: read_study((folder / f"{study}.study").read_bytes(), plan_key=None).id for study in (OPEN, PRIVATE)
         }
@@ -234,7 +234,9 @@ def whole_run(folder: Path) -> Iterator[WholeRun]:
         stack.callback(run.wire.stop)
         run.seconds["enrolment"] = time.monotonic() - started
         first, *others = run.hospitals.values()
-        run.whole = consortium.service("site-1", "client", "start", first.data, "--socket", first.socket)
+        run.whole = consortium.service(
+            "site-1", "client", "start", first.data, "--socket", first.socket, "--metrics", first.figures
+        )
         run.hub.start()
         run.whole.start()
         for hospital in others:

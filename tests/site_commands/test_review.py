@@ -184,7 +184,7 @@ def test_only_a_study_that_is_meant_for_this_site_is_approved(
 def test_a_revoked_site_of_the_roster_is_an_objection(
     run: Run, site: Path, state: Path, papers: Papers, make_plan: Make
 ):
-    revoked = {"site-3": papers.roster["site-3"]}
+    revoked = {"site-3": (papers.roster["site-3"],)}
     left = {n: k for n, k in papers.roster.items() if n not in revoked}
     epoch = write_roster(number=2, issued=time.time() - 1, sites=left, revoked=revoked, key=PLAN_KEY)
     keep_roster(state, epoch, plan_key=public_of(PLAN_KEY), now=time.time())

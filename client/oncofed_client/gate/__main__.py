@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import pwd
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 
 from oncofed_client.gate.fence import Fence, Way, can_be_fenced
 from oncofed_client.gate.node import open_gate
+from oncofed_client.log_lines import say
+from oncofed_client.metrics_file import ProgramFigures, kept
 from oncofed_shared.errors import ConfigError, OncofedError
 from oncofed_shared.keeping import Program, keep
 
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument(
         "--fence", type=Fence, default=Fence.OWN, help="own, or unit: its unit holds it to the aggregator"
     )
+    parser.add_argument("--metrics", type=Path, help="folder for figures")
     parser.add_argument("--daemon", type=json.loads, help="words of the daemon, as JSON")
     given = parser.parse_args()
     stop = Event()
@@ -44,7 +49,9 @@ def main() -> None:
         programs = [gate.program(os.environ, way=open_file, **_rights(given.user))]
         if given.daemon is not None:
             programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
-        keep(programs, stop=stop, say=_say, patience=PATIENCE)
+        figures = ProgramFigures(tuple(p.name for p in programs), say=say)
+        with _written(given.metrics, figures):
+            keep(programs, stop=stop, say=lambda text: None, patience=PATIENCE, note=figures.note)
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-gate: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)
@@ -74,9 +81,15 @@ def _rights(user: str | None) -> dict[str, int]:
     return {"user": who.pw_uid, "group": who.pw_gid}
 
 
+@contextlib.contextmanager
+def _written(folder: Path | None, figures: ProgramFigures) -> Iterator[None]:
+    """What keeps the programs writes their figures, if anybody wants them; what runs inside the gate has no part in it."""
+    with contextlib.nullcontext() if folder is None else kept(folder / "oncofed-gate.prom", figures):
+        yield
+
+
 def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    say("gate.trouble", text=text)
 
 
 if __name__ == "__main__":

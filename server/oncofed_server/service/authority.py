@@ -25,7 +25,15 @@ from oncofed_server.service.keys import write_secret
 from oncofed_shared.errors import DataError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["AUTHORITY_YEARS", "SERVER_DAYS", "days_left", "make_authority", "make_certificate"]
+__all__ = [
+    "AUTHORITY_YEARS",
+    "SERVER_DAYS",
+    "days_left",
+    "ends_at",
+    "make_authority",
+    "make_certificate",
+    "renew_authority",
+]
 
 AUTHORITY_YEARS = 10
 SERVER_DAYS = 397
@@ -40,9 +48,14 @@ def make_authority(certificate: Path, key: Path, *, name: str, now: float) -> No
         ConfigError: there is one already.
     """
     private = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} (oncofed)"[:64])])
+    made = _self_signed(private, x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} (oncofed)"[:64])]), now)
+    write_secret(key, _pem(private))
+    write_whole(certificate, made.public_bytes(Encoding.PEM))
+
+
+def _self_signed(private: ec.EllipticCurvePrivateKey, subject: x509.Name, now: float) -> x509.Certificate:
     start = datetime.fromtimestamp(now, UTC) - _SLACK
-    made = (
+    return (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -55,8 +68,16 @@ def make_authority(certificate: Path, key: Path, *, name: str, now: float) -> No
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
         .sign(private, hashes.SHA384())
     )
-    write_secret(key, _pem(private))
-    write_whole(certificate, made.public_bytes(Encoding.PEM))
+
+
+def renew_authority(certificate: Path, key: Path, *, now: float) -> None:
+    """Make the authority's certificate anew, for the same key and name: whoever has the one before trusts what either signs.
+
+    Raises:
+        DataError: the authority's files are not there or damaged.
+    """
+    issuer, private = _authority(certificate, key)
+    write_whole(certificate, _self_signed(private, issuer.subject, now).public_bytes(Encoding.PEM))
 
 
 def make_certificate(
@@ -70,13 +91,7 @@ def make_certificate(
     Raises:
         DataError: the authority's files are not there or damaged.
     """
-    try:
-        issuer = x509.load_pem_x509_certificate(authority.read_bytes())
-        signer = load_pem_private_key(authority_key.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError):
-        raise DataError(f"{authority_key}: the authority cannot be read; bring it back from a backup") from None
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise DataError(f"{authority_key}: is a key of another kind")
+    issuer, signer = _authority(authority, authority_key)
     private = ec.generate_private_key(ec.SECP256R1())
     start = datetime.fromtimestamp(now, UTC) - _SLACK
     made = (
@@ -98,8 +113,28 @@ def make_certificate(
     write_whole(certificate, made.public_bytes(Encoding.PEM))
 
 
+def _authority(certificate: Path, key: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        issuer = x509.load_pem_x509_certificate(certificate.read_bytes())
+        signer = load_pem_private_key(key.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError):
+        raise DataError(f"{key}: the authority cannot be read; bring it back from a backup") from None
+    if not isinstance(signer, ec.EllipticCurvePrivateKey):
+        raise DataError(f"{key}: is a key of another kind")
+    return issuer, signer
+
+
 def days_left(certificate: Path, *, now: float) -> float:
     """Days until a certificate ends; below zero when it has.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return (ends_at(certificate) - now) / 86_400
+
+
+def ends_at(certificate: Path) -> float:
+    """When a certificate ends, in seconds since 1970.
 
     Raises:
         DataError: it cannot be read.
@@ -108,7 +143,7 @@ def days_left(certificate: Path, *, now: float) -> float:
         made = x509.load_pem_x509_certificate(certificate.read_bytes())
     except (OSError, ValueError):
         raise DataError(f"{certificate}: cannot be read; make a new one with `oncofed-aggregator renew`") from None
-    return (made.not_valid_after_utc.timestamp() - now) / 86_400
+    return made.not_valid_after_utc.timestamp()
 
 
 def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -26,14 +26,19 @@ import psutil
 import oncofed_server
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
-from oncofed_server.service.registry import enrolled, newest_roster
+from oncofed_server.service.registry import gate_keys
+from oncofed_server.service.running import Seen, keep_nodes, read_nodes
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 from oncofed_shared.errors import OncofedError
+from oncofed_shared.keeping import Note
+from oncofed_shared.log_lines import LONGEST
 from oncofed_shared.storage import dump_json, write_whole
 
 __all__ = ["Dispatcher"]
 
 LOOK = 0.3
+SEE_NODES = 60.0
+"""Seconds between two looks at who is connected."""
 GRACE = 60.0
 """Seconds that a submitted run has until its ServerApp holds the study's lock."""
 MOST_DEATHS = 10
@@ -61,34 +66,45 @@ class Dispatcher:
 
     Attributes:
         environment: of Flower's client.
-        say: told what happens, in plain words.
+        say: told what happens, as events with facts.
     """
 
     folder: Folder
     environment: Mapping[str, str]
     stop: Event
-    say: Callable[[str], None]
+    say: Note
     _runs: dict[str, _Runs] = field(default_factory=dict)
-    _told: str = ""
+    _told: tuple[str, str] = ("", "")
     _reloaded: float = 0.0
+    _listing: subprocess.Popen[str] | None = None
+    _listed: float = -1e9
 
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
+        try:
+            self._look()
+        finally:
+            if self._listing is not None:
+                self._listing.kill()
+                self._listing.communicate()
+
+    def _look(self) -> None:
         while not self.stop.wait(LOOK):
             try:
                 self._renewed_certificate()
                 self._shorten_logs()
                 if self._superlink_answers():
                     self._register()
+                    self._see_nodes()
                     for study in all_studies(self.folder):
                         self._tend(study)
             except (OncofedError, OSError, subprocess.SubprocessError) as error:
-                self._tell_once(f"dispatcher: {error}")
+                self._tell_once("dispatcher.failed", text=str(error))
 
-    def _tell_once(self, what: str) -> None:
-        if what != self._told:
-            self._told = what
-            self.say(what)
+    def _tell_once(self, event: str, *, text: str) -> None:
+        if (event, text) != self._told:
+            self._told = (event, text)
+            self.say(event, text=text)
 
     def _superlink_answers(self) -> bool:
         port = superlink_port(self.folder)
@@ -114,7 +130,7 @@ class Dispatcher:
             if "nginx" in proxy.name():
                 proxy.send_signal(signal.SIGHUP)
                 self._reloaded = made
-                self.say("proxy: takes the new certificate")
+                self.say("certificate.taken", program="proxy")
 
     def _shorten_logs(self) -> None:
         """Keep the newest part of each program's log and one part before it; they are written at their end, wherever that is."""
@@ -130,23 +146,21 @@ class Dispatcher:
         return self.folder.run / "registered.json"
 
     def _register(self) -> None:
-        """Register the gates of all that are enrolled; take those of revoked sites out."""
+        """Register the gates of all that are enrolled; take out those of revoked sites, and keys that were replaced a while ago."""
         known: dict[str, Any] = {}
         if self._register_file.exists() and (self.folder.run / "superlink.db").exists():
             known = json.loads(self._register_file.read_bytes())
-        epoch = newest_roster(self.folder)
-        for site, request in enrolled(self.folder).items():
-            gone = epoch is not None and epoch.revoked.get(site) == request.identity
-            entry = known.get(request.node_key)
-            if entry is None and not gone:
-                known[request.node_key] = {"site": site, "node": self._new_node(site, request.node_key)}
-            elif entry is not None and gone and entry["node"] is not None:
+        wanted = gate_keys(self.folder, now=time.time())
+        for key, site in wanted.items():
+            if key not in known:
+                known[key] = {"site": site, "node": self._new_node(site, key)}
+                write_whole(self._register_file, dump_json(known))
+        for key, entry in known.items():
+            if key not in wanted and entry["node"] is not None:
                 self._flwr("supernode", "unregister", str(entry["node"]), CONNECTION)
-                known[request.node_key] = {"site": site, "node": None}
-                self.say(f"{site}: its gate is no longer let in")
-            else:
-                continue
-            write_whole(self._register_file, dump_json(known))
+                known[key] = {"site": entry["site"], "node": None}
+                self.say("gate.shut-out", site=entry["site"])
+                write_whole(self._register_file, dump_json(known))
 
     def _new_node(self, site: str, node_key: str) -> int | None:
         path = self.folder.run / "nodes" / f"{site}.pub"
@@ -158,8 +172,42 @@ class Dispatcher:
             if "already in use" not in told:
                 raise OncofedError(f"{site}: its gate cannot be registered: {told.strip()[-300:]}")
             return None
-        self.say(f"{site}: its gate is let in")
+        self.say("gate.let-in", site=site)
         return int(answer["node-id"])
+
+    def _see_nodes(self) -> None:
+        """Note once a minute which gates are connected; Flower's client takes seconds, in which nothing else waits for it."""
+        if self._listing is not None and self._listing.poll() is not None:
+            told, _ = self._listing.communicate()
+            self._listing = None
+            keep_nodes(self.folder, self._seen_nodes(told, now=time.time()))
+        if self._listing is None and time.monotonic() - self._listed > SEE_NODES:
+            self._listed = time.monotonic()
+            program = str(Path(sys.executable).with_name("flwr"))
+            self._listing = subprocess.Popen(  # noqa: S603 - our own words
+                [program, "supernode", "list", CONNECTION, "--format", "json"],
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+
+    def _seen_nodes(self, told: str, *, now: float) -> dict[str, Seen]:
+        """Sites of the nodes that Flower's client has listed, and when they were last there."""
+        before = read_nodes(self.folder)
+        registered = json.loads(self._register_file.read_bytes()) if self._register_file.exists() else {}
+        sites = {str(entry["node"]): entry["site"] for entry in registered.values() if entry["node"] is not None}
+        try:
+            nodes = json.loads(told[told.index("{") :])["nodes"]
+        except (ValueError, KeyError):
+            return before
+        online = {sites.get(str(n["node-id"])): n["status"] == "online" for n in nodes}
+        return {
+            site: Seen(online=there, at=now if there else before[site].at if site in before else 0.0)
+            for site, there in online.items()
+            if site is not None
+        }
 
     # -- studies --------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +243,7 @@ class Dispatcher:
         runs.events = events
         runs.due = now + (0.0 if runs.deaths < 2 else min(30.0, 0.5 * 2**runs.deaths))
         runs.submitted, runs.seen = -1e9, False
-        self.say(f"{study.study.name}: its run is gone; the study goes on with a new one")
+        self.say("run.gone", study=study.study.name, study_id=study.study.id)
         if runs.deaths >= MOST_DEATHS:
             why = f"{runs.deaths} runs ended without an event; see {self.folder.run}/superlink.log, then `resume`"
             study.tell(study.status | {"phase": "stuck", "why": why})
@@ -204,9 +252,9 @@ class Dispatcher:
     def _submit(self, study: StudyFolder) -> None:
         config = f"dir={json.dumps(str(self.folder.path))} study={json.dumps(study.study.id)}"
         told = self._flwr("run", str(BUNDLE), CONNECTION, "-c", config)
-        self.say(f"{study.study.name} ({study.study.id[:12]}): a run was submitted")
+        self.say("run.submitted", study=study.study.name, study_id=study.study.id)
         if "Traceback" in told or "rror" in told:
-            self._tell_once(f"flwr run said: {told.strip()[-500:]}")
+            self._tell_once("run.refused", text=told.strip()[-LONGEST:])
 
     def _flwr(self, *words: str) -> str:
         """What Flower's client says; its exit code says little."""

@@ -20,8 +20,8 @@ import tomli_w
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Field
 
-from oncofed_server.service.authority import make_authority, make_certificate
-from oncofed_server.service.keys import new_key, read_key
+from oncofed_server.service.authority import make_authority, make_certificate, renew_authority
+from oncofed_server.service.keys import new_key, read_key, read_public_key
 from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.public_keys import public_of
 from oncofed_shared.storage import write_whole
@@ -147,6 +147,10 @@ class Folder:
         """Signs answers to enrolments."""
         return read_key(self.keys / "aggregator.key")
 
+    def step_keys(self) -> tuple[bytes, ...]:
+        """The public halves of all step keys that were made here and not taken away, 32 bytes each."""
+        return tuple(sorted(read_public_key(path) for path in self.keys.glob("step-*.pub")))
+
     def step_key_of(self, public: bytes) -> Ed25519PrivateKey:
         """The private half of a study's step key.
 
@@ -176,6 +180,10 @@ class Folder:
                 host=shown,
                 now=now,
             )
+
+    def renew_authority(self, *, now: float) -> None:
+        """A new certificate of the authority, of the same key: sites that have the one before go on trusting until that ends."""
+        renew_authority(self.certificate, self.keys / "ca.key", now=now)
 
     def renew_step_key(self) -> Folder:
         """A new step key for new studies; studies that are signed keep theirs."""

@@ -51,10 +51,12 @@ def prepare(
     """
     known = enrolled(folder)
     epoch = newest_roster(folder)
-    gone = set(epoch.revoked.values()) if epoch else set()
+    gone = epoch.gone if epoch else frozenset()
     there = {s: r.identity for s, r in known.items() if r.identity not in gone}
     chosen = tuple(sites) or tuple(sorted(_named(plan) or there))
     problems = _mistakes(plan, chosen, there, fold)
+    if epoch is not None and folder.step_key in epoch.step_keys:
+        problems.append("the step key was revoked; make a new one: oncofed-aggregator renew --step-key")
     if not problems:
         problems = _impossible_noise(plan)
     if problems:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import free_port, programs
+from oncofed_server.service.running import Service
 from oncofed_server.service.studies import check_writable
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.keeping import keep
+from oncofed_shared.keeping import Note, keep
 
 __all__ = ["serve"]
 
 PATIENCE = 8.0
 
 
-def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Callable[[str], None]) -> None:
+def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Note) -> None:
     """Run SuperLink, proxy and dispatcher until `stop`.
 
     Args:
         given: environment of this process.
+        say: told what happens, as events with facts.
 
     Raises:
         ConfigError: nginx is missing, or another process serves this folder.
@@ -38,8 +43,19 @@ def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Callabl
         except BlockingIOError:
             raise ConfigError(f"{folder.path}: another `oncofed-aggregator start` is running") from None
         made = programs(folder, given=given, port=free_port(), logs=partial(_log, folder))
-        say(f"{folder.settings.name}: sites connect to {folder.settings.address}; logs are in {folder.run}")
-        keep(made, stop=stop, say=say, patience=PATIENCE)
+        starts: Counter[str] = Counter()
+
+        def note(event: str, **facts: Any) -> None:
+            if event == "program.started":
+                starts[facts["program"]] += 1
+                replace(Service.own(), started=dict(starts)).keep(folder)
+            say(event, **facts)
+
+        Service.own().keep(folder)
+        own = folder.settings
+        say("service.started", aggregator=own.name, address=own.address, folder=str(folder.run), pid=os.getpid())
+        keep(made, stop=stop, say=lambda text: None, patience=PATIENCE, note=note)
+        say("service.ended")
     finally:
         os.close(lock)
 

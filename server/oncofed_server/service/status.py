@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -11,19 +12,20 @@ from rich.text import Text
 
 from oncofed_server.service.authority import days_left
 from oncofed_server.service.folder import Folder
-from oncofed_server.service.registry import newest_roster
-from oncofed_server.service.studies import StudyFolder, Wanted, all_studies
+from oncofed_server.service.registry import members, newest_roster
+from oncofed_server.service.running import read_nodes, read_service
+from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, all_studies
 
-__all__ = ["status_of", "status_page"]
+__all__ = ["status_of", "status_page", "waits_for"]
 
 DAY = 86_400.0
-WARN_DAYS = 30.0
+WARN_DAYS, WARN_AUTHORITY_DAYS = 30.0, 365.0
 LATEST_NOTES = 5
 SHORT_ID = 8
 """Digits of an id that are shown, and that commands take for it."""
 
 
-def _study_row(place: StudyFolder, now: float) -> dict[str, Any]:
+def _study_row(place: StudyFolder, now: float, *, served: bool) -> dict[str, Any]:
     said, study, wanted = place.status, place.study, place.wanted
     phase = said.get("phase", "waiting" if wanted is Wanted.RUN else "submitted")
     if wanted is Wanted.PAUSE and phase not in {"done", "failed"}:
@@ -32,7 +34,7 @@ def _study_row(place: StudyFolder, now: float) -> dict[str, Any]:
         phase = "cancelled"
     with place.alone() as free:
         driven = not free
-    return {
+    row = {
         "id": study.id,
         "name": study.name,
         "phase": phase,
@@ -42,33 +44,92 @@ def _study_row(place: StudyFolder, now: float) -> dict[str, Any]:
         **{
             key: said.get(key)
             for key in (
-                *("step_phase", "round", "rounds", "step", "attempt", "seconds", "bytes_up", "bytes_down", "losses"),
+                *("step_phase", "round", "rounds", "step", "attempt", "attempts", "seconds", "bytes_up", "bytes_down"),
                 *(
+                    "losses",
                     "excluded",
+                    "asked",
                     "waiting",
+                    "since",
+                    "deadline",
                     "connected",
                     "delivered",
                     "undelivered",
-                    "why",
-                    "events",
-                    "journal_bytes",
-                    "at",
                 ),
+                *("why", "events", "journal_bytes", "at"),
             )
         },
         "counts": place.counts.get("sites", {}),
         "notes": said.get("notes", [])[-LATEST_NOTES:],
     }
+    return row | {"waits_for": waits_for(row, all_notes=said.get("notes", []), served=served)}
+
+
+def waits_for(row: dict[str, Any], *, all_notes: Sequence[Mapping[str, Any]] = (), served: bool = True) -> str:
+    """What a study waits for, in words.
+
+    Args:
+        row: of `status_of`.
+        all_notes: what went wrong at sites, oldest first.
+        served: whether `oncofed-aggregator start` runs.
+    """
+    why, phase = f": {row['why']}" if row["why"] else "", row["phase"]
+    if phase == "done" and row["undelivered"]:
+        return f"{', '.join(row['undelivered'])} to take the model; `resume` when they are there"
+    words = {
+        "submitted": "a person to say `submit`",
+        "prepared": "a person to say `submit`",
+        "paused": "a person to say `resume`",
+        "stuck": f"a person{why}",
+        "failed": f"nothing; it failed{why}",
+        "cancelled": "nothing; it was cancelled",
+        "done": "nothing; it is done",
+    }
+    if phase in words:
+        return words[phase]
+    if not served:
+        return "`oncofed-aggregator start`: nothing runs it"
+    if not row["driven"]:
+        return "its next process, which the dispatcher starts" + why
+    latest = {note["site"]: str(note["what"]) for note in all_notes if note["at"] >= (row["since"] or 0)}
+    there = set(row["connected"] or ())
+    return (
+        "; ".join(
+            f"{site} to connect"
+            if site not in there
+            else f"{site} ({latest[site]})"
+            if site in latest
+            else f"{site} to answer"
+            for site in sorted(row["waiting"] or ())
+        )
+        or "nobody: the aggregator computes"
+    )
 
 
 def status_of(folder: Folder, *, now: float) -> dict[str, Any]:
     """Everything, ready for JSON."""
     epoch = newest_roster(folder)
+    service = read_service(folder)
+    served = service is not None and service.runs
+    nodes = read_nodes(folder) if served else {}
     certificate = days_left(folder.keys / "server.crt", now=now)
     warnings = []
+    authority = days_left(folder.certificate, now=now)
+    if authority < WARN_AUTHORITY_DAYS:
+        warnings.append(
+            f"the authority's certificate ends in {authority:.0f} days: oncofed-aggregator renew --authority, then answer each "
+            "site's request once more (oncofed-aggregator enrol)"
+        )
     if certificate < WARN_DAYS:
         warnings.append(f"the server's certificate ends in {certificate:.0f} days: oncofed-aggregator renew")
-    studies = [_study_row(place, now) for place in all_studies(folder)]
+    warnings += [
+        f"{place.study.name}: expires in {(place.study.expires - now) / DAY:.0f} days; what is not done then never will be"
+        for place in all_studies(folder)
+        if place.wanted is Wanted.RUN
+        and place.status.get("phase") not in ENDED
+        and place.study.expires - now < min(WARN_DAYS * DAY, 0.2 * (place.study.expires - place.study.created))
+    ]
+    studies = [_study_row(place, now, served=served) for place in all_studies(folder)]
     if epoch is not None:
         age = (now - epoch.issued) / DAY
         limits = [p.study.epoch_days for p in all_studies(folder) if p.wanted is Wanted.RUN]
@@ -81,6 +142,15 @@ def status_of(folder: Folder, *, now: float) -> dict[str, Any]:
         "address": folder.settings.address,
         "certificate_days": round(certificate, 1),
         "roster": None if epoch is None else {"number": epoch.number, "sites": sorted(epoch.sites)},
+        "served": served,
+        "sites": {
+            member.site: {
+                "standing": member.standing,
+                "online": nodes[member.site].online if member.site in nodes else None,
+                "seen": nodes[member.site].at if member.site in nodes else None,
+            }
+            for member in members(folder)
+        },
         "studies": studies,
         "warnings": warnings,
     }

@@ -5,6 +5,7 @@ DIR/studies/<id>/study.json     the signed study
 /status.json    what the ServerApp says
 /journal.sqlite
 /counts.json    what sites have answered to `count`
+/spending.json  epsilon by site, under privacy
 /final.safetensors, out/    after the run
 """
 
@@ -103,6 +104,15 @@ class StudyFolder:
         write_whole(self.path / "status.json", dump_json(status), synced=False)
 
     @property
+    def spending(self) -> dict[str, float]:
+        """What the whole study costs a patient of each site, as `submit` has worked it out; empty without privacy."""
+        return {str(site): float(epsilon) for site, epsilon in _json(self.path / "spending.json").items()}
+
+    def keep_spending(self, epsilons: dict[str, float]) -> None:
+        """Write down what the study costs."""
+        write_whole(self.path / "spending.json", dump_json(epsilons))
+
+    @property
     def counts(self) -> dict[str, Any]:
         """Answers to `count`, by site."""
         return _json(self.path / "counts.json")
@@ -169,10 +179,12 @@ def add_study(folder: Folder, path: Path, *, now: float) -> StudyFolder:
     problems = [] if now < study.expires else ["has expired; prepare it anew"]
     known, epoch = enrolled(folder), newest_roster(folder)
     for site, key in study.roster.items():
-        if site not in known or known[site].identity != key:
-            problems.append(f"'{site}' is not enrolled with the key that the study names")
+        if site not in known:
+            problems.append(f"'{site}' is not enrolled")
         elif epoch is None or epoch.standing(site, key) != "member":
             problems.append(f"'{site}' is not in the newest roster, or was revoked")
+    if epoch is not None and study.step_key in epoch.step_keys:
+        problems.append("its step key was revoked; prepare it anew")
     if problems:
         raise ConfigError(*(f"{path}: {p}" for p in problems))
     write_whole(found.path / "study.json", study.content)

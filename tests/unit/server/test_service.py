@@ -28,10 +28,11 @@ from oncofed_server.service.proxy import FLEET_PATHS, configuration
 from oncofed_server.service.registry import newest_roster
 from oncofed_server.service.status import status_of, status_page
 from oncofed_server.service.studies import Wanted, all_studies, find_study, read_any_study
+from oncofed_server.spending import spending
 from oncofed_shared.enrolment import read_enrolment, write_enrolment_request
 from oncofed_shared.errors import ConfigError, DataError, OncofedError
 from oncofed_shared.plan import Plan
-from oncofed_shared.public_keys import public_of
+from oncofed_shared.public_keys import key_fingerprint, public_of
 
 SITES = ("site-1", "site-2", "site-3")
 
@@ -323,6 +324,17 @@ def _private(make_plan: Callable[..., Plan], sites: tuple[str, ...]) -> Plan:
     )
 
 
+def test_what_a_private_study_costs_is_worked_out_when_it_is_submitted(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    plan = _private(make_plan, SITES)
+    hub.on("submit", str(hub.prepare(plan)))
+    (place,) = all_studies(hub.folder)
+    assert place.spending == {s: spending(plan, s).epsilon for s in SITES}
+    assert 0 < place.spending["site-1"] <= 3
+
+
 def test_submit_takes_in_what_the_plan_key_signed_and_whose_sites_still_hold(
     hub: Hub, make_plan: Callable[..., Plan]
 ) -> None:
@@ -401,3 +413,55 @@ def test_mistakes_are_one_line_and_an_exit_code_never_a_traceback(hub: Hub, tmp_
         result = CliRunner().invoke(app, [*words, "--dir", str(hub.path)])
         assert isinstance(result.exception, OncofedError)
         assert len(result.exception.problems) == 1
+
+
+def test_every_key_of_a_name_that_was_ever_revoked_stays_revoked(hub: Hub) -> None:
+    """A hospital enrols anew again and again; none of its earlier keys comes back under any name."""
+    before: list[Ed25519PrivateKey] = []
+    for _ in range(4):
+        hub.enrol("site-1")
+        before.append(hub.keys["site-1"])
+        hub.on("revoke", "site-1", "--plan-key", hub.plan_key)
+    hub.enrol("site-1", "site-2")
+    hub.on("renew", "--plan-key", hub.plan_key)
+    epoch = newest_roster(hub.folder)
+    assert epoch is not None
+    assert len(epoch.gone) == len(before)
+    assert set(epoch.sites) == {"site-1", "site-2"}
+    for key in before:
+        for name in ("site-1", "site-2", "site-9"):
+            assert epoch.standing(name, public_of(key)) == "revoked"
+            with pytest.raises(ConfigError, match="was revoked"):
+                hub.on("enrol", str(hub.request(name, key=key)), "--out", str(hub.root / "b"))
+
+
+def test_a_revoked_step_key_signs_nothing_new_and_studies_name_another(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    path = hub.prepare(make_plan())
+    old = read_any_study(path, hub.folder)
+    fingerprint = key_fingerprint(old.step_key)
+    assert f"step key: {fingerprint} (new studies name it)" in hub.on("list")
+    hub.on("revoke", "--step-key", fingerprint, "--plan-key", hub.plan_key)
+    assert f"step key: {fingerprint} (revoked)" in hub.on("list")
+    epoch = newest_roster(hub.folder)
+    assert epoch is not None
+    assert epoch.step_keys == {old.step_key}
+    with pytest.raises(ConfigError, match="step key was revoked"):
+        hub.on("submit", str(path))
+    new = read_any_study(hub.prepare(make_plan(), name="new.study"), hub.folder)
+    assert new.step_key != old.step_key
+    for words, why in (
+        (("--step-key", fingerprint), "is revoked already"),
+        (("--step-key", "0" * 32), "is no step key"),
+        ((), "either a site or"),
+        (("site-1", "--step-key", fingerprint), "either a site or"),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            hub.on("revoke", *words, "--plan-key", hub.plan_key)
+    # It stays revoked in the epochs that follow.
+    hub.on("renew", "--plan-key", hub.plan_key)
+    later = newest_roster(hub.folder)
+    assert later is not None
+    assert (later.number, later.step_keys) == (epoch.number + 1, {old.step_key})
