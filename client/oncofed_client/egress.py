@@ -22,6 +22,8 @@ from oncofed_shared.messages import (
     Exchanged,
     Open,
     Ready,
+    Reduce,
+    Reduced,
     Refusal,
     Reply,
     Request,
@@ -38,6 +40,7 @@ __all__ = ["ANSWERS", "check_reply", "check_share"]
 ANSWERS: dict[type, type] = {
     Describe: Description,
     Summarise: Summary,
+    Reduce: Reduced,
     Open: Ready,
     Train: Update,
     Evaluate: Tables,
@@ -100,7 +103,7 @@ def _allowed(plan: Plan, reply: Reply | ErrandReply) -> bool:
     match reply:
         case Description(parts=parts, modalities=modalities, events=events):
             return not (parts or modalities or events)
-        case Summary():
+        case Summary() | Reduced():
             return False
         case Update() | Tables():
             return not isinstance(plan.privacy, ConsortiumPrivacy)

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_shared.errors import DataError, RemoteProtocolError
+from oncofed_shared.errors import DataError, LocalProtocolError, RemoteProtocolError
+from oncofed_shared.harmonise import Harmony, check_harmonisation, harmonised
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
 from oncofed_shared.reduced import check_reduction, reduced, reduced_columns
 
 __all__ = [
+    "HARMONISATION",
     "REDUCTION",
     "Preparation",
+    "aligned",
     "check_columns",
     "check_sums",
     "column_sums",
@@ -35,8 +38,8 @@ __all__ = [
 ]
 
 Values = NDArray[np.float64]
-REDUCTION = "reduction."
-"""Before the names of a reduction's arrays, in messages and checkpoints."""
+REDUCTION, HARMONISATION = "reduction.", "harmonisation."
+"""Before the names of a reduction's and a harmonisation's arrays, in messages and checkpoints."""
 MINMAX_SPREAD = 3.0
 """Without a declared range, min-max scaling maps mean - 3 sd .. mean + 3 sd to 0 .. 1."""
 
@@ -51,6 +54,7 @@ class Preparation:
         fill: (columns,) the consortium's mean, scaled: what `missing = "impute"` puts into a gap.
         class_weights: per classification task (classes,).
         reduction: what a plan's reductions fixed, flat, by `<modality>.<what>`; see `reduced`.
+        harmonisation: what its harmonisations fixed, likewise; see `harmonise`.
     """
 
     columns: Columns
@@ -59,6 +63,7 @@ class Preparation:
     fill: Values
     class_weights: Mapping[str, Values]
     reduction: Mapping[str, Values] = field(default_factory=dict)
+    harmonisation: Mapping[str, Values] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -69,6 +74,7 @@ class Preparation:
         """The numbers, by name, for a message or a checkpoint."""
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
         fixed = {f"{REDUCTION}{name}": a for name, a in self.reduction.items()}
+        fixed |= {f"{HARMONISATION}{name}": a for name, a in self.harmonisation.items()}
         return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed}
 
     @classmethod
@@ -82,8 +88,9 @@ class Preparation:
             RemoteProtocolError: a name or a length does not fit the plan and the columns, or a number is not finite.
         """
         check_columns(plan, columns)
-        fixed = {n.removeprefix(REDUCTION): a for n, a in arrays.items() if n.startswith(REDUCTION)}
-        arrays = {n: a for n, a in arrays.items() if not n.startswith(REDUCTION)}
+        fixed, common = _under(REDUCTION, arrays), _under(HARMONISATION, arrays)
+        arrays = {n: a for n, a in arrays.items() if not n.startswith((REDUCTION, HARMONISATION))}
+        check_harmonisation(plan, columns, common)
         if reduced:
             check_reduction(plan, columns, fixed)
         width = sum(len(c) for c in columns.values())
@@ -102,7 +109,12 @@ class Preparation:
             fill=arrays["fill"],
             class_weights={n: arrays[f"class_weights.{n}"] for n in classes},
             reduction=fixed if reduced else {},
+            harmonisation=common,
         )
+
+
+def _under(prefix: str, arrays: Arrays) -> dict[str, Values]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 def network_columns(plan: Plan, preparation: Preparation) -> Columns:
@@ -190,8 +202,16 @@ def _transform(values: Values, modality: Modality, name: str) -> Values:
     return np.sign(values) * np.log1p(np.abs(values))
 
 
-def _aligned(plan: Plan, columns: Columns, values: Mapping[str, Values], own: Columns) -> Values:
-    """Put a site's values into the agreed column order; (n, columns) with NaN for what it lacks."""
+def aligned(
+    plan: Plan, columns: Columns, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
+) -> Values:
+    """Put a site's values into the agreed column order, transformed and harmonised; (n, columns) with NaN for what it lacks.
+
+    Args:
+        values: per modality (n, own columns).
+        own: this site's column names per modality.
+        harmony: what harmonises them; without it they are left as they are.
+    """
     n = next(iter(values.values())).shape[0]
     blocks = []
     for name in sorted(columns):
@@ -205,7 +225,8 @@ def _aligned(plan: Plan, columns: Columns, values: Mapping[str, Values], own: Co
         if modality.missing == "drop":
             block[np.isnan(block).any(axis=1)] = np.nan
         blocks.append(block)
-    return np.concatenate(blocks, axis=1)
+    table = np.concatenate(blocks, axis=1)
+    return table if harmony is None else harmonised(plan, columns, table, harmony)
 
 
 def column_sums(
@@ -214,6 +235,8 @@ def column_sums(
     values: Mapping[str, Values],
     own: Columns,
     labels: Mapping[str, NDArray[np.float64]],
+    *,
+    harmony: Harmony | None = None,
 ) -> Values:
     """Sums over patients: per column count, sum and sum of squares; per classification task its class counts.
 
@@ -221,11 +244,12 @@ def column_sums(
         values: per modality (n, own columns).
         own: this site's column names per modality.
         labels: per task (n,) or (n, 2), as in a cohort.
+        harmony: what harmonises the values, where the plan asks for it.
 
     Returns:
         (3 * columns + all classes,) floats, additive over sites.
     """
-    table = _aligned(plan, columns, values, own)
+    table = aligned(plan, columns, values, own, harmony)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, 0.0)
     parts = [seen.sum(axis=0, dtype=np.float64), filled.sum(axis=0), (filled**2).sum(axis=0)]
@@ -269,8 +293,10 @@ def _constants(modality: Modality, column: str) -> tuple[float, float]:
     return source.center or 0.0, source.spread or 1.0
 
 
-def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
-    """Turn summed statistics into a preparation.
+def prepare(
+    plan: Plan, columns: Columns, sums: Values, harmonisation: Mapping[str, Values] | None = None
+) -> Preparation:
+    """Turn summed statistics, and what was agreed of the plan's harmonisations, into a preparation.
 
     Z-score: centre = mean, spread = standard deviation (1 for a constant column). Balanced class weights are
     patients / (classes x patients of the class), as scikit-learn's `balanced`.
@@ -306,6 +332,7 @@ def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
         spread=spread,
         fill=np.where(count > 0, (mean - center) / spread, 0.0),
         class_weights=_class_weights(plan, sums[3 * width :]),
+        harmonisation=harmonisation or {},
     )
 
 
@@ -327,27 +354,35 @@ def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:
 
 
 def prepared_input(
-    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
 ) -> tuple[Values, NDArray[np.bool_]]:
     """Scale and reduce a site's values: what the network reads.
 
     Returns:
         (n, inputs) both, as `scaled_input`, in the order of `network_columns`.
     """
-    scaled, seen = scaled_input(plan, preparation, values, own)
+    scaled, seen = scaled_input(plan, preparation, values, own, harmony)
     return reduced(plan, preparation.columns, preparation.reduction, scaled, seen)
 
 
 def scaled_input(
-    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
 ) -> tuple[Values, NDArray[np.bool_]]:
-    """Scale a site's values.
+    """Harmonise and scale a site's values.
+
+    Args:
+        harmony: what harmonises them, where the preparation says that they are.
 
     Returns:
         (n, columns) scaled values with 0 where missing, and (n, columns) what was observed. Under `missing = "impute"`
         a patient who has the modality at all counts as observed everywhere in it, at the consortium's mean.
+
+    Raises:
+        LocalProtocolError: the preparation is of harmonised values, and these are not.
     """
-    table = _aligned(plan, preparation.columns, values, own)
+    if preparation.harmonisation and harmony is None:
+        raise LocalProtocolError("a preparation of harmonised values needs the hospital's own location")
+    table = aligned(plan, preparation.columns, values, own, harmony)
     seen = ~np.isnan(table)
     scaled = (table - preparation.center) / preparation.spread
     start = 0

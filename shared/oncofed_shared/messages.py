@@ -140,15 +140,20 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summarise:
-    """Ask for the sums that scaling needs, over these columns."""
+    """Ask for the sums that scaling needs, over these columns; before that, where a plan harmonises, for those it needs itself.
+
+    Attributes:
+        arrays: what is agreed of the plan's harmonisations; empty while their sums are asked for, and where there are none.
+    """
 
     head: Head
     columns: Columns
+    arrays: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Sums over the training patients: see `features.Sums` for the order."""
+    """Sums over the training patients: see `features.column_sums` and `harmonise.harmonise_sums` for the order."""
 
     head: Head
     site: str

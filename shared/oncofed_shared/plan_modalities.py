@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 from oncofed_shared.plan_fields import Distinct, Interval, Name, NonNegative, Positive, ascending
 from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
+from oncofed_shared.plan_harmonise import Combat
 from oncofed_shared.plan_imaging import AugmentationSettings, RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
@@ -150,6 +151,7 @@ class Modality(Frozen):
         graph: the gene graph of encoder `graph`; see `plan_genes`.
         pathways: gene sets, a token for each, of the encoders `graph` and `pathways`.
         reduction: how a few inputs are made of many columns; see `plan_reduction`.
+        harmonise: how hospitals' own location and scale are taken out, before scaling; see `plan_harmonise`.
         side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
@@ -179,13 +181,24 @@ class Modality(Frozen):
     graph: GeneGraph | None = None
     pathways: GeneSets | None = None
     reduction: Reduction | None = None
+    harmonise: Combat | None = None
     augmentation: AugmentationSettings | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction", "augmentation")
+        unused = (
+            "genomics",
+            "extraction",
+            "patch",
+            "side",
+            "graph",
+            "pathways",
+            "reduction",
+            "augmentation",
+            "harmonise",
+        )
         later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0, "presence": 0.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 

@@ -219,6 +219,11 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
                 f"/modalities.{name}.reduction.kind: '{modality.reduction.kind}' releases sums over patients that no epsilon is "
                 "charged for; with privacy only 'group_lasso' can be used"
             )
+        if modality.harmonise is not None:
+            found.append(
+                f"/modalities.{name}.harmonise: a hospital's location and scale are learned from its patients, and no epsilon is "
+                "charged for them; with privacy leave it out"
+            )
     found += [
         f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
         for name, task in (plan.get("tasks") or {}).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan_harmonise import uncharged_harmonisations
 from oncofed_shared.reduction_rules import uncharged_reductions
 
 __all__ = ["uncharged"]
@@ -28,6 +29,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         return (
             "column names and numbers of patients of each site",
             "sums per column over each site's training patients (scaling, class weights)",
+            *uncharged_harmonisations(plan.modalities),
             *uncharged_reductions(plan.modalities),
             "each site's update and mean training loss in every round",
             *(counts if plan.strategy.average == "holders" else ()),

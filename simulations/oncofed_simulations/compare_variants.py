@@ -90,7 +90,11 @@ def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     if plan.model.fusion == "two_way" and not {"imaging", "genes"} <= {side_of(plan.modalities[m]) for m in kept}:
         # What two-way attention is without a second side.
         content["model"]["fusion"] = "transformer"
-    return parse(content | {"modalities": {m: content["modalities"][m] for m in kept}}, "the changed plan")
+    modalities = {m: content["modalities"][m] for m in kept}
+    for settings in (m["harmonise"] for m in modalities.values() if m.get("harmonise")):
+        # A covariate of a modality that the variant has not got is not there to be kept.
+        settings["covariates"] = [c for c in settings["covariates"] if c.partition(".")[0] in kept]
+    return parse(content | {"modalities": modalities}, "the changed plan")
 
 
 def _model(plan: Plan, **changes: object) -> Plan:
