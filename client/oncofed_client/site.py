@@ -27,7 +27,7 @@ from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
 from oncofed_client.session import Session, training_set
 from oncofed_client.settings import Policy
-from oncofed_client.source import Source
+from oncofed_client.source import Source, keep_rows
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
@@ -74,6 +74,7 @@ from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
 if TYPE_CHECKING:
+    from oncofed_client.budget import Charge
     from oncofed_client.contributor import Contributor
 
 __all__ = ["Site"]
@@ -224,6 +225,8 @@ class Site:
                 return self._evaluate(request)
             case Exchange():
                 return self._shares(plan).exchange(plan, request)
+            case Contribute(kind="statistics"):
+                return self._contribute_statistics(plan, request)
             case Contribute():
                 return self._contribute(request)
 
@@ -305,8 +308,6 @@ class Site:
 
     def _reserve(self, session: Session, head: Head) -> None:
         """Let the ledger reserve the whole run, before anything of it is computed."""
-        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
-
         plan = session.plan
         if isinstance(plan.privacy, NoPrivacy) or self.name not in plan.privacy.patients:
             return
@@ -314,7 +315,12 @@ class Site:
             # A comparison within a simulation: its patients' accounts do not pay for it.
             return
         contributor = self.contributor or self._shares(plan)
-        contributor.approve(plan, head, plan_charges(plan, self.name, parameters=session.whole.size))
+        contributor.approve(plan, head, self._charges(plan, session.preparation.columns, session.whole.size))
+
+    def _charges(self, plan: Plan, columns: Columns, parameters: int) -> tuple[Charge, ...]:
+        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
+
+        return plan_charges(plan, self.name, parameters=parameters, columns=columns)
 
     def _path(self, session: str) -> Path | None:
         name = hashlib.sha256(session.encode()).hexdigest()[:16]
@@ -418,6 +424,34 @@ class Site:
             plan,
             request,
             columns=session.preparation.columns,
+            statistics=session.preparation.statistics,
+            size=planned.size,
+            charge=planned.charge,
+            largest=planned.largest,
+            share=planned.share,
+        )
+
+    def _contribute_statistics(self, plan: Plan, request: Contribute) -> Contribution:
+        """Statistics of training patients, noised and charged: before there is a session, and after the run is reserved."""
+        from oncofed_client.shares import check_histogram, statistics_share  # noqa: PLC0415 - as above
+        from oncofed_shared.charged_statistics import charges_statistics  # noqa: PLC0415
+
+        head, contributor = request.head, self._shares(plan)
+        if not charges_statistics(plan) or request.parameters or request.round:
+            raise PolicyRefusal("the plan charges no statistics of patients", code="uncharged-statistics")
+        check_columns(plan, request.columns)
+        check_histogram(plan, request)
+        whole = self.scratch.bench(plan, request.columns, seed=head.trial.seed).whole
+        contributor.approve(plan, head, self._charges(plan, request.columns, whole.size))
+        cohort = self.source.cohort(plan)
+        planned = statistics_share(
+            plan, request.columns, keep_rows(cohort, self._rows(plan, cohort, head.trial, "train"))
+        )
+        return contributor.contribute(
+            plan,
+            request,
+            columns=request.columns,
+            statistics=np.zeros(0),
             size=planned.size,
             charge=planned.charge,
             largest=planned.largest,

@@ -80,6 +80,7 @@ class Phase(enum.Enum):
     TRAIN = "train"
     VALIDATE = "validate"
     TEST = "test"
+    STATISTICS = "statistics"
     KEYS = "keys"
     OPENING = "opening"
     HISTOGRAM = "histogram"
@@ -331,7 +332,7 @@ class Aggregator:
             Phase.TRAIN: roster.trainers,
             Phase.VALIDATE: roster.evaluators,
             Phase.TEST: tuple(dict.fromkeys((*roster.evaluators, *roster.externals))),
-        }[phase]
+        }.get(phase, roster.trainers)
         return tuple(n for n in names if n not in self.state.excluded)
 
     def _enter(self, phase: Phase, now: float) -> list[Outgoing]:

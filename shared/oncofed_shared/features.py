@@ -6,7 +6,7 @@ training, evaluation and prediction share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,9 @@ from oncofed_shared.errors import DataError, LocalProtocolError, RemoteProtocolE
 from oncofed_shared.harmonise import Harmony, check_harmonisation, harmonised
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
+from oncofed_shared.plan_modalities import numeric_range
 from oncofed_shared.reduced import check_reduction, reduced, reduced_columns
+from oncofed_shared.robust import BINS, NORMAL, histogram, quantile
 
 __all__ = [
     "HARMONISATION",
@@ -25,12 +27,16 @@ __all__ = [
     "aligned",
     "check_columns",
     "check_sums",
+    "column_ranges",
     "column_sums",
     "encoded_columns",
+    "histogram_counts",
+    "moment_columns",
     "network_columns",
     "no_sums",
     "prepare",
     "prepared_input",
+    "robust_columns",
     "scaled_input",
     "unite",
     "voxel_input",
@@ -40,6 +46,7 @@ __all__ = [
 Values = NDArray[np.float64]
 REDUCTION, HARMONISATION = "reduction.", "harmonisation."
 """Before the names of a reduction's and a harmonisation's arrays, in messages and checkpoints."""
+STATISTICS = "statistics"
 MINMAX_SPREAD = 3.0
 """Without a declared range, min-max scaling maps mean - 3 sd .. mean + 3 sd to 0 .. 1."""
 
@@ -55,6 +62,8 @@ class Preparation:
         class_weights: per classification task (classes,).
         reduction: what a plan's reductions fixed, flat, by `<modality>.<what>`; see `reduced`.
         harmonisation: what its harmonisations fixed, likewise; see `harmonise`.
+        statistics: what was released with noise, and all of the above follows from; empty where nothing was. See
+            `charged_statistics`.
     """
 
     columns: Columns
@@ -64,6 +73,7 @@ class Preparation:
     class_weights: Mapping[str, Values]
     reduction: Mapping[str, Values] = field(default_factory=dict)
     harmonisation: Mapping[str, Values] = field(default_factory=dict)
+    statistics: Values = field(default_factory=lambda: np.zeros(0))
 
     @property
     def width(self) -> int:
@@ -75,7 +85,8 @@ class Preparation:
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
         fixed = {f"{REDUCTION}{name}": a for name, a in self.reduction.items()}
         fixed |= {f"{HARMONISATION}{name}": a for name, a in self.harmonisation.items()}
-        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed}
+        released = {STATISTICS: self.statistics} if len(self.statistics) else {}
+        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed, **released}
 
     @classmethod
     def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays, *, reduced: bool = True) -> Preparation:
@@ -91,6 +102,9 @@ class Preparation:
         fixed, common = _under(REDUCTION, arrays), _under(HARMONISATION, arrays)
         arrays = {n: a for n, a in arrays.items() if not n.startswith((REDUCTION, HARMONISATION))}
         check_harmonisation(plan, columns, common)
+        released = arrays.pop(STATISTICS, np.zeros(0))
+        if released.ndim != 1 or released.dtype != np.float64 or not np.isfinite(released).all():
+            raise RemoteProtocolError("the released statistics are no numbers")
         if reduced:
             check_reduction(plan, columns, fixed)
         width = sum(len(c) for c in columns.values())
@@ -110,6 +124,7 @@ class Preparation:
             class_weights={n: arrays[f"class_weights.{n}"] for n in classes},
             reduction=fixed if reduced else {},
             harmonisation=common,
+            statistics=released,
         )
 
 
@@ -229,6 +244,41 @@ def aligned(
     return table if harmony is None else harmonised(plan, columns, table, harmony)
 
 
+def _where(plan: Plan, columns: Columns, wanted: Callable[[Modality], bool]) -> NDArray[np.int64]:
+    """Places of the columns of some modalities."""
+    marks = [wanted(plan.modalities[m]) for m in sorted(columns) for _ in columns[m]]
+    return np.flatnonzero(marks)
+
+
+def moment_columns(plan: Plan, columns: Columns) -> NDArray[np.int64]:
+    """Places of the columns of which a mean or a standard deviation is wanted."""
+    return _where(plan, columns, lambda m: m.scaling == "zscore" or m.missing == "impute")
+
+
+def robust_columns(plan: Plan, columns: Columns) -> NDArray[np.int64]:
+    """Places of the columns of which quantiles are wanted."""
+    return _where(plan, columns, lambda m: m.scaling == "robust")
+
+
+def column_ranges(plan: Plan, columns: Columns) -> tuple[Values, Values]:
+    """Middle and half width of each column's declared range, transformed; 0 and 1 where none is declared."""
+    ends = []
+    for name in sorted(columns):
+        modality = plan.modalities[name]
+        for column in columns[name]:
+            bounds = numeric_range(modality, column)
+            ends.append((-1.0, 1.0) if bounds is None else _transform(np.asarray(bounds, np.float64), modality, name))
+    low, high = np.asarray(ends, dtype=np.float64).reshape(-1, 2).T
+    return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
+
+
+def histogram_counts(plan: Plan, columns: Columns, table: Values) -> Values:
+    """(robust columns, BINS) counts of an aligned table's values over the columns' declared ranges."""
+    places = robust_columns(plan, columns)
+    middle, half = column_ranges(plan, columns)
+    return histogram((table[:, places] - middle[places]) / half[places])
+
+
 def column_sums(
     plan: Plan,
     columns: Columns,
@@ -238,7 +288,7 @@ def column_sums(
     *,
     harmony: Harmony | None = None,
 ) -> Values:
-    """Sums over patients: per column count, sum and sum of squares; per classification task its class counts.
+    """Sums over patients: per column count, sum and sum of squares; histograms of robust columns; counts of classes.
 
     Args:
         values: per modality (n, own columns).
@@ -247,12 +297,13 @@ def column_sums(
         harmony: what harmonises the values, where the plan asks for it.
 
     Returns:
-        (3 * columns + all classes,) floats, additive over sites.
+        (3 * columns + BINS * robust columns + all classes,) floats, additive over sites.
     """
     table = aligned(plan, columns, values, own, harmony)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, 0.0)
     parts = [seen.sum(axis=0, dtype=np.float64), filled.sum(axis=0), (filled**2).sum(axis=0)]
+    parts.append(histogram_counts(plan, columns, table).ravel())
     for name, task in sorted(plan.tasks.items()):
         if isinstance(task, ClassificationTask):
             counts = [np.count_nonzero(labels[name] == k) for k in range(len(task.classes))]
@@ -263,7 +314,7 @@ def column_sums(
 def no_sums(plan: Plan, columns: Columns) -> Values:
     """The sums of nobody: enough where everything is a constant of the plan."""
     classes = sum(len(t.classes) for t in plan.tasks.values() if isinstance(t, ClassificationTask))
-    return np.zeros(3 * sum(len(c) for c in columns.values()) + classes)
+    return np.zeros(3 * sum(len(c) for c in columns.values()) + BINS * len(robust_columns(plan, columns)) + classes)
 
 
 def check_sums(plan: Plan, columns: Columns, sums: Values) -> None:
@@ -298,6 +349,7 @@ def prepare(
 ) -> Preparation:
     """Turn summed statistics, and what was agreed of the plan's harmonisations, into a preparation.
 
+    Robust: centre = median, spread = distance of the quartiles over NORMAL, both from histograms over the declared range.
     Z-score: centre = mean, spread = standard deviation (1 for a constant column). Balanced class weights are
     patients / (classes x patients of the class), as scikit-learn's `balanced`.
     """
@@ -309,6 +361,10 @@ def prepare(
     # A variance below the rounding error of its own computation is that of a constant column.
     deviation = np.sqrt(np.where(variance > 1e-12 * np.maximum(mean**2, 1e-30), variance, 0))
     center, spread = np.zeros(width), np.ones(width)
+    robust = robust_columns(plan, columns)
+    stop = 3 * width + BINS * len(robust)
+    center[robust], spread[robust] = _robust(plan, columns, sums[3 * width : stop].reshape(len(robust), BINS))
+    counts = sums[stop:]
     start = 0
     for name in sorted(columns):
         modality = plan.modalities[name]
@@ -331,9 +387,17 @@ def prepare(
         center=center,
         spread=spread,
         fill=np.where(count > 0, (mean - center) / spread, 0.0),
-        class_weights=_class_weights(plan, sums[3 * width :]),
+        class_weights=_class_weights(plan, counts),
         harmonisation=harmonisation or {},
     )
+
+
+def _robust(plan: Plan, columns: Columns, counts: Values) -> tuple[Values, Values]:
+    """Median and spread of the robust columns."""
+    places = robust_columns(plan, columns)
+    middle, half = (v[places] for v in column_ranges(plan, columns))
+    low, median, high = (middle + half * quantile(counts, share) for share in (0.25, 0.5, 0.75))
+    return median, np.where(high > low, (high - low) / NORMAL, 1.0)
 
 
 def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:

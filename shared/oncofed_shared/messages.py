@@ -77,7 +77,7 @@ MAX_ITEMS = 200_000
 SHORT = 1024
 """Bytes up to which a message is parsed without its values being counted first."""
 PARTS = ("train", "validation", "test", "all")
-KINDS = ("train", "histogram", "scores")
+KINDS = ("train", "histogram", "scores", "statistics")
 
 Arrays = dict[str, NDArray[Any]]
 Columns = dict[str, tuple[str, ...]]
@@ -295,6 +295,7 @@ class Contribute:
         histogram: noised counts of validation patients' scores, from which the bins of `scores` follow; empty for the others, and
             where there are no such patients.
         witnesses: what others have signed of this site's ledger: an old copy is noticed before anything is computed.
+        columns: of `statistics`, which are asked for before there is a session; empty for the others.
     """
 
     head: Head
@@ -305,6 +306,7 @@ class Contribute:
     parameters: Arrays
     histogram: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     witnesses: Blobs = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

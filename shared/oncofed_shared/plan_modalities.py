@@ -24,6 +24,7 @@ __all__ = [
     "NumericColumn",
     "OrdinalColumn",
     "compile_pattern",
+    "numeric_range",
     "side_of",
     "voxels_of",
 ]
@@ -134,7 +135,7 @@ class Modality(Frozen):
         scaling: `zscore` and `minmax` use sums over the sites; `minmax` uses `range` where one is declared and
             mean +- 3 sd where not, because a minimum is one patient's value and not a sum. `constants` uses `center`
             and `spread` of this plan: a numeric column's own, or the modality's; without the modality's, categories and
-            ranks stay as they are.
+            ranks stay as they are. `robust` uses median and quartiles, from histograms over declared ranges.
         clip: bound on the scaled value.
         missing: `mask` (a missing value contributes nothing and the network sees how much of a token was observed),
             `impute` (the consortium's mean), `drop` (one missing value and the patient lacks the modality).
@@ -165,7 +166,7 @@ class Modality(Frozen):
     exclude: tuple[str, ...] = ()
     range: Interval | None = None
     transform: Literal["none", "log", "signed_log"] = "none"
-    scaling: Literal["zscore", "minmax", "none", "constants"] = "zscore"
+    scaling: Literal["zscore", "minmax", "none", "constants", "robust"] = "zscore"
     center: float | None = None
     spread: Positive | None = None
     clip: Positive | None = 5.0
@@ -337,6 +338,19 @@ class Modality(Frozen):
             raise ValueError(message)
         return scaling
 
+    @field_validator("scaling")
+    @classmethod
+    def _ranged(cls, scaling: str, info: ValidationInfo) -> str:
+        columns = info.data.get("columns")
+        whole = info.data.get("range") is not None
+        lacking = [n for n, c in (columns or {}).items() if isinstance(c, NumericColumn) and c.range is None]
+        if scaling == "robust" and not whole and (columns is None or lacking) and "columns" in info.data:
+            message = "'robust' counts values in bins of a declared range, and there is none" + (
+                f" of {', '.join(lacking[:5])}" if lacking else ""
+            )
+            raise ValueError(message)
+        return scaling
+
     @field_validator("augmentation")
     @classmethod
     def _varied(cls, augmentation: Any, info: ValidationInfo) -> Any:
@@ -377,6 +391,24 @@ def side_of(modality: Modality) -> Side:
         return "imaging"
     genes = (modality.genomics, modality.graph, modality.pathways)
     return "genes" if any(g is not None for g in genes) else "neither"
+
+
+def numeric_range(modality: Modality, column: str) -> Interval | None:
+    """The declared range of an encoded column, before the transform: 0 to 1 of a category's, None where none is declared."""
+    columns = modality.columns
+    if columns is None:
+        return modality.range
+    spec = columns.get(column)
+    if isinstance(spec, OrdinalColumn):
+        return (0.0, float(len(spec.order) - 1))
+    if isinstance(spec, NumericColumn):
+        return spec.range or modality.range
+    for name, bent in columns.items():
+        knot = bent.bends.get(column.removeprefix(name)) if isinstance(bent, NumericColumn) else None
+        if column.startswith(f"{name}>") and knot is not None and isinstance(bent, NumericColumn):
+            bounds = bent.range or modality.range
+            return None if bounds is None else (0.0, bounds[1] - knot)
+    return (0.0, 1.0)
 
 
 def voxels_of(modality: Modality) -> int:

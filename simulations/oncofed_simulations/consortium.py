@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ __all__ = [
     "Run",
     "SparseTables",
     "baseline_plan",
+    "by_constants",
     "could_train",
     "federated_roster",
     "folder_settings",
@@ -68,6 +70,7 @@ def baseline_plan(plan: Plan) -> Plan:
         return plan
     content = plan.model_dump(mode="json")
     if consortium:
+        content = by_constants(content)
         content["privacy"] = noise_of_each(content["privacy"])
     return parse({**content, "strategy": content["strategy"] | plain})
 
@@ -75,7 +78,29 @@ def baseline_plan(plan: Plan) -> Plan:
 def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
     """A `[privacy]` table with noise over the consortium as one in which every site has all the noise, with the same bound."""
     kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
-    return {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
+    made = {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
+    spent = privacy.get("statistics_epsilon")
+    if isinstance(spent, float) and isinstance(made["epsilon"], float):
+        # What the study spends on statistics, an arm without them spends on its steps.
+        made["epsilon"] += spent
+    return made
+
+
+def by_constants(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan's content in which nothing is learned from patients before training: the declared ranges in place of statistics.
+
+    A plan that charges no statistics has nothing to be changed.
+    """
+    if not content["privacy"].get("statistics_epsilon"):
+        return dict(content)
+    modalities = {name: dict(m) for name, m in content["modalities"].items()}
+    for modality in modalities.values():
+        modality["scaling"] = "minmax" if modality["scaling"] in {"zscore", "robust"} else modality["scaling"]
+        modality["missing"] = "mask" if modality["missing"] == "impute" else modality["missing"]
+    training = dict(content["training"])
+    if training["class_weights"] == "balanced":
+        training["class_weights"] = "none"
+    return {**content, "modalities": modalities, "training": training}
 
 
 def open_site(

@@ -101,6 +101,7 @@ SENT = {
     "columns": {"values": ("a", "b")},
     "parameters": {"w": np.zeros(2)},
     "histogram": np.ones(3),
+    "statistics": np.zeros(0),
 }
 
 
@@ -114,6 +115,8 @@ SENT = {
         {"columns": {"values": ("b", "a")}},
         {"parameters": {"w": np.array([0.0, 1e-300])}},
         {"histogram": np.array([1.0, 1.0, 2.0])},
+        {"statistics": np.ones(1)},
+        {"histogram": np.ones(2), "statistics": np.ones(1)},
     ],
 )
 def test_rule_08_sites_that_were_sent_different_things_never_unmask(other):
