@@ -108,7 +108,8 @@ def plan_charges(plan: Plan, site: str, *, parameters: int = 1, columns: Columns
     pooled = ConsortiumMechanism.for_plan(plan, parameters=parameters)
     charges: tuple[Charge, ...] = (training_charge(pooled, steps=pooled.steps),)
     if charges_statistics(plan):
-        known: Columns = {name: () for name in plan.modalities} if columns is None else columns
+        nobody: Columns = {}
+        known = nobody | dict.fromkeys(plan.modalities, ()) if columns is None else columns
         charges += (tables_charge(statistics_mechanism(plan, known), "train"),)
     if plan.privacy.score_epsilon is None:
         return charges

@@ -58,7 +58,7 @@ def _with(plan: Plan, privacy: dict[str, object]) -> Plan:
 
 
 def _constant(plan: Plan, privacy: dict[str, object]) -> Plan:
-    return parse(by_constants(plan.model_dump(mode="json")) | {"privacy": privacy})
+    return parse(by_constants(plan) | {"privacy": privacy})
 
 
 def without_privacy(consortium: Consortium) -> Consortium:

@@ -20,6 +20,7 @@ from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
+from oncofed_shared.features import column_ranges
 from oncofed_shared.messages import Head, Trial
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
@@ -70,7 +71,7 @@ def baseline_plan(plan: Plan) -> Plan:
         return plan
     content = plan.model_dump(mode="json")
     if consortium:
-        content = by_constants(content)
+        content = by_constants(plan)
         content["privacy"] = noise_of_each(content["privacy"])
     return parse({**content, "strategy": content["strategy"] | plain})
 
@@ -86,21 +87,27 @@ def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
     return made
 
 
-def by_constants(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan's content in which nothing is learned from patients before training: the declared ranges in place of statistics.
+def by_constants(plan: Plan) -> dict[str, Any]:
+    """A plan's content in which nothing is learned from patients before training: its declared ranges in place of statistics.
 
-    A plan that charges no statistics has nothing to be changed.
+    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean.
     """
+    content = plan.model_dump(mode="json")
     if not content["privacy"].get("statistics_epsilon"):
-        return dict(content)
-    modalities = {name: dict(m) for name, m in content["modalities"].items()}
-    for modality in modalities.values():
-        modality["scaling"] = "minmax" if modality["scaling"] in {"zscore", "robust"} else modality["scaling"]
+        return content
+    for name, modality in content["modalities"].items():
         modality["missing"] = "mask" if modality["missing"] == "impute" else modality["missing"]
-    training = dict(content["training"])
-    if training["class_weights"] == "balanced":
-        training["class_weights"] = "none"
-    return {**content, "modalities": modalities, "training": training}
+        if modality["scaling"] not in {"zscore", "robust"}:
+            continue
+        modality["scaling"] = "constants"
+        numeric = {c: s for c, s in (modality["columns"] or {}).items() if s["kind"] == "numeric"}
+        for column, spec in numeric.items() if modality["columns"] else [("*", modality)]:
+            middle, half = column_ranges(plan, {name: (column,)})
+            spec |= {"center": float(middle[0]), "spread": float(half[0])}
+            spec.pop("knots", None)
+    if content["training"]["class_weights"] == "balanced":
+        content["training"]["class_weights"] = "none"
+    return content
 
 
 def open_site(

@@ -315,6 +315,7 @@ def test_rule_11_what_stays_here_is_said_by_one_code_and_stays_charged(new_world
                 world.plan,
                 request,
                 columns=session.preparation.columns,
+                statistics=session.preparation.statistics,
                 size=session.whole.size,
                 charge=dataclasses.replace(
                     site.contributor.ledger.plans()[0].charges[0],
