@@ -15,7 +15,7 @@ from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
 from oncofed_server.aggregator import FATAL_CODES, Phase
-from oncofed_shared import messages, plan, plan_modalities, plan_reduction
+from oncofed_shared import messages, plan, plan_harmonise, plan_modalities, plan_reduction
 from oncofed_simulations.compare_search import SearchRange
 from oncofed_simulations.synthetic import CohortSettings
 
@@ -40,6 +40,7 @@ STUDY = {
     "`[modalities.NAME.reduction]`, ReliefF": plan_reduction.ReliefF,
     "`[modalities.NAME.reduction]`, autoencoder": plan_reduction.Autoencoder,
     "`[modalities.NAME.reduction]`, group LASSO": plan_reduction.GroupLasso,
+    "`[modalities.NAME.harmonise]`": plan_harmonise.Combat,
     "`[modalities.NAME.augmentation]`": plan_modalities.AugmentationSettings,
     "`[modalities.NAME.genomics]`, expression": plan.ExpressionFeatures,
     "`[modalities.NAME.genomics.reference]`": plan.ReferenceSample,

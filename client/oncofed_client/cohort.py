@@ -54,6 +54,7 @@ class Cohort:
             plan has fractions.
         site: the site's name.
         images: per modality whose patches the network reads (n, columns, z, y, x), 0 where missing.
+        hospital: (n,) whose patient each is, where a simulation has put those of several together.
     """
 
     patients: tuple[str, ...]
@@ -64,6 +65,7 @@ class Cohort:
     split_labels: NDArray[np.int64] | None
     site: str = ""
     images: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    hospital: NDArray[np.int64] | None = None
 
     def __repr__(self) -> str:
         return f"Cohort({self.site!r}, {len(self.patients)} patients)"

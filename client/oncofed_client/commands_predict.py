@@ -36,7 +36,7 @@ def predict(
         typer.echo(f"{model}: is the model of study {sealed.study[:12]}, sealed by {key_fingerprint(sealed.key)}")
     trained = read_model(model, gene_folder(settings, folder))
     people = readable_patients(folder, settings, trained.plan, existing_cache(place.state))
-    made = predicted([trained], people)
+    made = predicted([trained], people, state=place.state)
     made.write(out)
     typer.echo(
         f"{out}: {len(made.patients)} patients, {', '.join(made.columns)}. It names patients; it must not leave this site."

@@ -213,6 +213,7 @@ class Contributor:
         request: Contribute,
         *,
         columns: Columns,
+        statistics: NDArray[np.float64],
         size: int,
         charge: Charge,
         largest: int,
@@ -221,7 +222,7 @@ class Contributor:
         """A share of a sum, charged, noised, masked and stored.
 
         Args:
-            columns: of the session's preparation.
+            columns, statistics: of the session's preparation; before there is one, the columns that are asked for, and none.
             size: length of the share, as the site works it out.
             largest: magnitude beyond which no coordinate of it may be, noise counted.
             share: computes it.
@@ -230,14 +231,21 @@ class Contributor:
             - Nothing leaves that was not reserved before, and stored.
             - A ledger that somebody has seen further on than it is now answers nothing; keys of an earlier epoch mask nothing.
             - Asked again, the same bytes; asked otherwise under the same number, nothing.
-            - The masks are bound to the parameters, columns, trial and histogram that this site was sent.
+            - The masks are bound to the parameters, columns, trial, histogram and statistics that this site was sent.
 
         Raises:
             PolicyRefusal, RemoteProtocolError: it may not leave.
         """
         with self._keys.alone():
             return self._contributed(
-                plan, request, columns=columns, size=size, charge=charge, largest=largest, share=share
+                plan,
+                request,
+                columns=columns,
+                statistics=statistics,
+                size=size,
+                charge=charge,
+                largest=largest,
+                share=share,
             )
 
     def _contributed(
@@ -246,6 +254,7 @@ class Contributor:
         request: Contribute,
         *,
         columns: Columns,
+        statistics: NDArray[np.float64],
         size: int,
         charge: Charge,
         largest: int,
@@ -263,6 +272,7 @@ class Contributor:
             columns=columns,
             parameters=request.parameters,
             histogram=request.histogram,
+            statistics=statistics,
         )
         reply_id = reply_id_of(request)
         asked = (plan.hash, repr(head.trial), formation.members, step.parts)

@@ -28,7 +28,16 @@ from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
 
-__all__ = ["MICROBATCH", "NEAR", "consortium_share", "integer_sum", "patient_integers", "sample", "tables_share"]
+__all__ = [
+    "MICROBATCH",
+    "NEAR",
+    "consortium_share",
+    "integer_sum",
+    "numbers_share",
+    "patient_integers",
+    "sample",
+    "tables_share",
+]
 
 MICROBATCH = 64
 """Patients whose gradients are in memory at once, where a plan does not say."""
@@ -181,7 +190,30 @@ def tables_share(counts: NDArray[np.int64], *, mechanism: TablesMechanism, rando
     most = math.floor(mechanism.room / mechanism.unit)
     whole = counts.astype(np.int64)
     check_share(whole, size=mechanism.cells, largest=np.iinfo(np.int64).max, smallest=0)
-    share: NDArray[np.int64] = np.minimum(whole, most) * mechanism.unit
+    return _noised(np.minimum(whole, most) * mechanism.unit, mechanism, random)
+
+
+def numbers_share(
+    total: NDArray[np.int64], *, patients: int, mechanism: TablesMechanism, random: Randomness
+) -> NDArray[np.int64]:
+    """A site's share of noised statistics, (cells,) integer steps to integers to be masked and summed.
+
+    Args:
+        total: over training patients, none of whom adds more than `mechanism.unit` to any number.
+        patients: how many they are.
+        random: as in `tables_share`.
+
+    Guarantees:
+        - No number exceeds `mechanism.room + mechanism.tail`; the cut is before the noise.
+
+    Raises:
+        LocalProtocolError: a number is larger than so many patients can make it.
+    """
+    check_share(total, size=mechanism.cells, largest=mechanism.unit * patients)
+    return _noised(np.clip(total, -mechanism.room, mechanism.room), mechanism, random)
+
+
+def _noised(share: NDArray[np.int64], mechanism: TablesMechanism, random: Randomness) -> NDArray[np.int64]:
     if random.repeats:
         share += discrete_gaussian(random, mechanism.share_sigma, mechanism.cells)
     else:

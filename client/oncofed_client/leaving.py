@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from oncofed_shared.noised_tables import coarse_size, histogram_size, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan_harmonise import uncharged_harmonisations
 from oncofed_shared.plan_reduction import Statistical
 from oncofed_shared.reduction import length
 from oncofed_shared.reduction_rules import uncharged_reductions
+from oncofed_shared.releases import charged_statistics
 
 __all__ = ["Leaving", "exchanges", "leaving"]
 
@@ -68,6 +70,8 @@ def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     if isinstance(privacy, ConsortiumPrivacy):
         size = privacy.ring_bits // 8
         steps = rounds + privacy.spare_steps
+        if privacy.statistics_epsilon is not None:
+            found.append(Leaving(what=charged_statistics(plan), times=1, bytes=None, guarded="noise and mask"))
         found.append(Leaving(what="public keys and encrypted shares of masks", times=steps, bytes=None, guarded="keys"))
         what = "sum of clipped gradients of a random sample of patients"
         found.append(Leaving(what=what, times=steps, bytes=size * parameters, guarded="noise and mask"))
@@ -82,6 +86,8 @@ def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     if plain:
         what = "sums over training patients: per column number, sum and squares; patients per class"
         found.append(Leaving(what=what, times=1, bytes=None, guarded="sum"))
+        harmonised = uncharged_harmonisations(plan.modalities)
+        found += [Leaving(what=what, times=1, bytes=None, guarded="sum") for what in harmonised]
         sums = zip(uncharged_reductions(plan.modalities), _reductions(plan), strict=True)
         found += [Leaving(what=what, times=times, bytes=None, guarded="sum") for what, times in sums]
     holders = plain and plan.strategy.average == "holders"
@@ -105,7 +111,9 @@ def exchanges(plan: Plan) -> int:
     if isinstance(privacy, ConsortiumPrivacy):
         scores = 0 if privacy.score_epsilon is None else 1 + bool(plan.evaluation.split.validation)
         # Keys are dealt in three exchanges per block; a sum is an upload and an opening.
+        # Statistics are one more sum.
+        scores += privacy.statistics_epsilon is not None
         return count + 3 * (1 + (plan.training.rounds + scores) // 128) + 2 * (plan.training.rounds + scores)
     scored = isinstance(privacy, NoPrivacy) or privacy.release_tables
-    count += max(_reductions(plan), default=0)
+    count += any(m.harmonise is not None for m in plan.modalities.values()) + max(_reductions(plan), default=0)
     return count + plan.training.rounds + ((_looks(plan) + 1) if scored else 0)

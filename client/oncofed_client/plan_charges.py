@@ -7,7 +7,9 @@ from typing import Literal
 
 from oncofed_client.budget import BudgetPolicy, Charge
 from oncofed_client.settings import Policy
+from oncofed_shared.charged_statistics import charges_statistics, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism
+from oncofed_shared.messages import Columns
 from oncofed_shared.noised_tables import coarse_entries, coarse_size, histogram_size, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, Plan, SitePrivacy
 from oncofed_shared.privacy import Mechanism, in_roster
@@ -41,7 +43,7 @@ def promised(plan: Plan) -> tuple[float, float]:
     """Epsilon and delta that a private plan promises to a patient, who trains or tests and never both."""
     privacy = plan.privacy
     if isinstance(privacy, ConsortiumPrivacy):
-        return max(privacy.epsilon, privacy.score_epsilon or 0.0), privacy.delta
+        return max(privacy.training_epsilon, privacy.score_epsilon or 0.0), privacy.delta
     if isinstance(privacy, SitePrivacy):
         return privacy.epsilon, privacy.delta
     return math.inf, 0.0
@@ -64,8 +66,8 @@ def training_charge(mechanism: ConsortiumMechanism | Mechanism, *, steps: int) -
     )
 
 
-def tables_charge(mechanism: TablesMechanism, part: Scored = "test") -> Charge:
-    """What the noised tables cost a patient of the part that is tabulated."""
+def tables_charge(mechanism: TablesMechanism, part: Literal["train", "validation", "test"] = "test") -> Charge:
+    """What noised tables cost a patient of the part that is tabulated, and noised statistics a training patient."""
     return Charge(
         sampling_rate=1.0,
         noise_multiplier=mechanism.noise_multiplier,
@@ -85,13 +87,14 @@ def tables_mechanism(plan: Plan, part: Scored) -> TablesMechanism:
     return TablesMechanism.for_plan(plan, cells=size, entries=coarse_entries(plan))
 
 
-def plan_charges(plan: Plan, site: str, *, parameters: int = 1) -> tuple[Charge, ...]:
+def plan_charges(plan: Plan, site: str, *, parameters: int = 1, columns: Columns | None = None) -> tuple[Charge, ...]:
     """Everything that a plan may ever charge a patient of a site, spare steps counted; nothing for a plan without noise.
 
     A patient trains, validates or tests: charges of different parts are of different patients.
 
     Args:
         parameters: of the network. Noise does not depend on it, but for roundings in the ninth digit; a preview may leave it out.
+        columns: that the sites agreed on, by whose number statistics are rounded; likewise.
 
     Raises:
         ConfigError: the site is not in the roster, or no sensible noise reaches the plan's epsilon.
@@ -104,6 +107,10 @@ def plan_charges(plan: Plan, site: str, *, parameters: int = 1) -> tuple[Charge,
     in_roster(plan.privacy, site)
     pooled = ConsortiumMechanism.for_plan(plan, parameters=parameters)
     charges: tuple[Charge, ...] = (training_charge(pooled, steps=pooled.steps),)
+    if charges_statistics(plan):
+        nobody: Columns = {}
+        known = nobody | dict.fromkeys(plan.modalities, ()) if columns is None else columns
+        charges += (tables_charge(statistics_mechanism(plan, known), "train"),)
     if plan.privacy.score_epsilon is None:
         return charges
     parts: tuple[Scored, ...] = ("validation", "test") if plan.evaluation.split.validation else ("test",)

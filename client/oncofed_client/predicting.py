@@ -28,11 +28,13 @@ from oncofed_client.cohort import Cohort, nobody_consented
 from oncofed_client.columns import read_modality, reserved_columns
 from oncofed_client.consent import allowed_patients
 from oncofed_client.images import patch_block, read_patches
+from oncofed_client.locations import kept_locations, own_locations
 from oncofed_client.prepare.cache import Cache
 from oncofed_client.prepare.tables import prepared_tables
 from oncofed_client.session import training_set
 from oncofed_client.settings import SiteSettings
 from oncofed_client.tables import Problems, load_tables
+from oncofed_client.training import TrainingSet
 from oncofed_shared.calibrated import band_of, sets
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, DataError, RemoteProtocolError
@@ -241,9 +243,21 @@ def _dropping(network: FusionNetwork, seed: int) -> Iterator[None]:
     network.eval()
 
 
-def _members(model: Model, cohort: Cohort, passes: int, seed: int) -> list[dict[str, Values]]:
+def _input(model: Model, cohort: Cohort, state: Path | None) -> TrainingSet:
+    """What a model reads of patients: of harmonised values, with the location that this site found when the model was trained.
+
+    A hospital that took no part finds it from these patients, all of them, without their outcomes.
+    """
+    plan, preparation = model.plan, model.preparation
+    everybody = np.ones(len(cohort.patients), dtype=bool)
+    locations = kept_locations(state, plan, preparation)
+    if locations is None:
+        locations = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, everybody)
+    return training_set(plan, preparation, cohort, slice(None), locations)
+
+
+def _members(model: Model, data: TrainingSet, passes: int, seed: int) -> list[dict[str, Values]]:
     """A model's predictions: one, or one per pass."""
-    data = training_set(model.plan, model.preparation, cohort, slice(None))
     network = model.network.eval()
     with torch.no_grad():
         if not passes:
@@ -284,23 +298,25 @@ def _calibrated(
     return made
 
 
-def _weights(models: Sequence[Model], cohort: Cohort) -> dict[str, list[float]]:
+def _weights(models: Sequence[Model], inputs: Sequence[TrainingSet]) -> dict[str, list[float]]:
     """How much each modality counted for each patient: the mean over models; a modality that a model never saw has 0 there."""
-    total = {modality: np.zeros(len(cohort.patients)) for modality in sorted(models[0].plan.modalities)}
-    for model in models:
-        data = training_set(model.plan, model.preparation, cohort, slice(None))
+    total = {modality: np.zeros(len(inputs[0])) for modality in sorted(models[0].plan.modalities)}
+    for model, data in zip(models, inputs, strict=True):
         for modality, weights in modality_weights(model.network, data.values, data.seen).items():
             total[modality] += weights.numpy().astype(np.float64) / len(models)
     return {f"weight.{modality}": weights.tolist() for modality, weights in total.items()}
 
 
-def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed: int = 0) -> Predicted:
+def predicted(
+    models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed: int = 0, state: Path | None = None
+) -> Predicted:
     """Predictions of one or several models of one study.
 
     Args:
         models: with the same plan, or plans that ask the same.
         passes: with dropout, of each model; 0 for none.
         seed: of the dropout; the same seed gives the same table.
+        state: the site's state folder, where its own location lies for models of harmonised values.
 
     Returns:
         Columns `task.class`, `task.risk` or `task.cause`; with several members their mean, and `.sd` behind each. With one,
@@ -309,6 +325,7 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
 
     Raises:
         ConfigError: the models answer different questions, or have no dropout for passes.
+        PolicyRefusal: too few patients for a hospital's own location (code `too-few-to-harmonise`).
     """
     first = models[0].plan
     if any(m.plan.tasks != first.tasks for m in models):
@@ -321,8 +338,9 @@ def predicted(models: Sequence[Model], cohort: Cohort, *, passes: int = 0, seed:
     if any(set(m.plan.modalities) != set(first.modalities) for m in models):
         raise ConfigError("the models read different modalities: their plans' [modalities] do not have the same names")
     with one_thread():
-        members = [p for m in models for p in _members(m, cohort, passes, seed)]
-        weights = _weights(models, cohort)
+        inputs = [_input(m, cohort, state) for m in models]
+        members = [p for m, d in zip(models, inputs, strict=True) for p in _members(m, d, passes, seed)]
+        weights = _weights(models, inputs)
     columns: dict[str, Sequence[float | str]] = {}
     for name in first.task_names:
         each = [_shown(first.tasks[name], p[name]) for p in members]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -66,17 +66,24 @@ def guard(plan: Plan, site: str, request: Request) -> None:
 
 
 def check_preparation(plan: Plan, preparation: Preparation) -> None:
-    """See that a private plan's preparation is made of the plan's constants, and of nothing that the aggregator chose.
+    """See that a private plan's preparation follows from its constants, and from the statistics that it charges and nothing else.
 
     Raises:
         RemoteProtocolError: it has another number than the plan (code `preparation`).
     """
     if isinstance(plan.privacy, NoPrivacy):
         return
-    wanted = prepare(plan, preparation.columns, no_sums(plan, preparation.columns)).arrays()
+    columns, released = preparation.columns, preparation.statistics
+    if isinstance(plan.privacy, ConsortiumPrivacy) and plan.privacy.statistics_epsilon is not None:
+        from oncofed_shared.charged_statistics import noised_sums  # noqa: PLC0415 - see the header
+
+        sums = noised_sums(plan, columns, released)
+    else:
+        sums = no_sums(plan, columns)
+    wanted = replace(prepare(plan, columns, sums), statistics=released).arrays()
     sent = preparation.arrays()
-    if any(not np.array_equal(sent[name], array) for name, array in wanted.items()):
-        raise RemoteProtocolError("the preparation is not made of the plan's constants", code="preparation")
+    if len(wanted) != len(sent) or any(not np.array_equal(sent[name], array) for name, array in wanted.items()):
+        raise RemoteProtocolError("the preparation does not follow from the plan's constants", code="preparation")
 
 
 def _only_shares(request: Request) -> None:

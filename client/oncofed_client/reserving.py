@@ -14,7 +14,7 @@ from oncofed_client.scratch import Scratch
 from oncofed_client.settings import SiteSettings
 from oncofed_client.whereabouts import SitePlace
 from oncofed_shared.features import encoded_columns
-from oncofed_shared.messages import Head
+from oncofed_shared.messages import Columns, Head
 from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.signed_study import SignedStudy
 
@@ -27,12 +27,18 @@ def known_parameters(plan: Plan, *, seed: int) -> int | None:
     Args:
         seed: of the trial.
     """
-    columns = {name: encoded_columns(modality) for name, modality in sorted(plan.modalities.items())}
-    known = {name: own for name, own in columns.items() if own is not None}
+    known = _columns(plan)
     reduced = any(modality.reduction is not None for modality in plan.modalities.values())
-    if reduced or len(known) < len(columns):
+    if reduced or known is None:
         return None
     return Scratch().bench(plan, known, seed=seed).whole.size
+
+
+def _columns(plan: Plan) -> Columns | None:
+    """A plan's columns; None where only the sites know them."""
+    columns = {name: encoded_columns(modality) for name, modality in sorted(plan.modalities.items())}
+    known = {name: own for name, own in columns.items() if own is not None}
+    return known if len(known) == len(columns) else None
 
 
 def reserve_run(study: SignedStudy, place: SitePlace, settings: SiteSettings, *, now: float) -> bool:
@@ -64,7 +70,7 @@ def reserve_run(study: SignedStudy, place: SitePlace, settings: SiteSettings, *,
     contributor = Contributor(site=site, state=place.state, identities=dict, policy=settings.policy, clock=lambda: now)
     head = Head(session=study.session, step=0, attempt=0, plan_hash=plan.hash, trial=study.trial)
     with closing(contributor.ledger):
-        contributor.approve(plan, head, plan_charges(plan, site, parameters=parameters))
+        contributor.approve(plan, head, plan_charges(plan, site, parameters=parameters, columns=_columns(plan)))
     return True
 
 

@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_client.locations import harmony_of
 from oncofed_client.training import TrainingSet
 from oncofed_shared.features import Preparation, prepared_input, voxel_input
+from oncofed_shared.harmonise import Locations
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import targets
 from oncofed_shared.messages import Arrays, Trial
@@ -29,6 +31,7 @@ class Session:
         whole: all parameters.
         layout: those that are shared.
         local: first values of the others.
+        locations: of this site, in the plan's harmonised modalities.
     """
 
     plan: Plan
@@ -38,6 +41,7 @@ class Session:
     whole: Layout
     layout: Layout
     local: Arrays
+    locations: Locations | None = None
     cache: dict[str, tuple[Cohort, TrainingSet]] = field(default_factory=dict)
 
     @cached_property
@@ -50,10 +54,22 @@ class Session:
         return shared | {n: kept.get(n, first) for n, first in self.local.items()}
 
 
-def training_set(plan: Plan, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_] | slice) -> TrainingSet:
-    """The chosen patients of a cohort as tensors in the plan's dtype."""
+def training_set(
+    plan: Plan,
+    preparation: Preparation,
+    cohort: Cohort,
+    rows: NDArray[np.bool_] | slice,
+    locations: Locations | None = None,
+) -> TrainingSet:
+    """The chosen patients of a cohort as tensors in the plan's dtype.
+
+    Args:
+        locations: the hospital's own, where the preparation is of harmonised values.
+    """
     dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
-    values, seen = prepared_input(plan, preparation, {m: v[rows] for m, v in cohort.values.items()}, cohort.columns)
+    chosen = {m: v[rows] for m, v in cohort.values.items()}
+    harmony = harmony_of(preparation.harmonisation, locations, cohort, rows)
+    values, seen = prepared_input(plan, preparation, chosen, cohort.columns, harmony)
     images = {m: v[rows] for m, v in cohort.images.items()}
     voxels = voxel_input(plan, preparation.columns, images, cohort.columns)
     joined = torch.from_numpy(values).to(dtype)

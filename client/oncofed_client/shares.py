@@ -8,19 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.budget import Charge
+from oncofed_client.cohort import Cohort
 from oncofed_client.contributor import Share
-from oncofed_client.integer_step import consortium_share, tables_share
+from oncofed_client.integer_step import consortium_share, numbers_share, tables_share
 from oncofed_client.plan_charges import Scored, tables_charge, tables_mechanism, training_charge
 from oncofed_client.training import TrainingSet
+from oncofed_shared.charged_statistics import patient_counts, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.layout import Layout
-from oncofed_shared.messages import Arrays, Contribute
+from oncofed_shared.messages import Arrays, Columns, Contribute
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.noised_tables import histogram_size
 from oncofed_shared.plan import Plan
 
-__all__ = ["PlannedShare", "check_histogram", "scores_share", "training_share"]
+__all__ = ["PlannedShare", "check_histogram", "scores_share", "statistics_share", "training_share"]
 
 LARGEST_COUNT = 2.0**53
 """Of a histogram: no number of patients, and no noise on one, comes near to it."""
@@ -87,4 +89,21 @@ def scores_share(plan: Plan, part: Scored, counts: NDArray[np.float64]) -> Plann
         charge=tables_charge(mechanism, part),
         largest=mechanism.room + mechanism.tail,
         share=lambda random: tables_share(whole, mechanism=mechanism, random=random),
+    )
+
+
+def statistics_share(plan: Plan, columns: Columns, train: Cohort) -> PlannedShare:
+    """The noised statistics of the site's training patients.
+
+    Args:
+        columns: that the sites agreed on.
+        train: the training patients.
+    """
+    mechanism = statistics_mechanism(plan, columns)
+    total = patient_counts(plan, columns, train.values, train.columns, train.labels, unit=mechanism.unit)
+    return PlannedShare(
+        size=mechanism.cells,
+        charge=tables_charge(mechanism, "train"),
+        largest=mechanism.room + mechanism.tail,
+        share=lambda random: numbers_share(total, patients=len(train.patients), mechanism=mechanism, random=random),
     )

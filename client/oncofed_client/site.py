@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.description import PART_CODES, describe
+from oncofed_client.locations import harmony_of, keep_locations, kept_locations, own_locations, own_sums
 from oncofed_client.memory import Memories, Memory
 from oncofed_client.policy import policy_objections
 from oncofed_client.private_answers import PrivateTrainer, check_preparation, guard
@@ -26,7 +27,7 @@ from oncofed_client.rounds import LocalUpdate, check_control, train_round
 from oncofed_client.scratch import Scratch
 from oncofed_client.session import Session, training_set
 from oncofed_client.settings import Policy
-from oncofed_client.source import Source
+from oncofed_client.source import Source, keep_rows
 from oncofed_client.training import TrainingSet, local_update
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import DataError, OncofedError, PolicyRefusal, RemoteProtocolError
@@ -39,6 +40,7 @@ from oncofed_shared.features import (
     scaled_input,
 )
 from oncofed_shared.gene_graph import check_gene_files
+from oncofed_shared.harmonise import Locations, check_harmonisation, harmonises
 from oncofed_shared.holders import sent_counts
 from oncofed_shared.losses import predict
 from oncofed_shared.messages import (
@@ -72,6 +74,7 @@ from oncofed_shared.scoring import sparse, tabulate
 from oncofed_shared.storage import read_arrays, write_arrays
 
 if TYPE_CHECKING:
+    from oncofed_client.budget import Charge
     from oncofed_client.contributor import Contributor
 
 __all__ = ["Site"]
@@ -168,14 +171,8 @@ class Site:
             case Describe(head=head):
                 cohort, split = self.admit(plan, head.trial)
                 return describe(plan, head, self.name, cohort, split)
-            case Summarise(head=head):
-                check_columns(plan, request.columns)
-                cohort = self.source.cohort(plan)
-                rows = self._rows(plan, cohort, head.trial, "train")
-                values = {m: v[rows] for m, v in cohort.values.items()}
-                labels = {t: v[rows] for t, v in cohort.labels.items()}
-                sums = column_sums(plan, request.columns, values, cohort.columns, labels)
-                return Summary(head=head, site=self.name, sums=sums)
+            case Summarise():
+                return self._summarise(plan, request)
             case Reduce():
                 return self._reduce(plan, request)
             case Open(head=head):
@@ -188,13 +185,31 @@ class Site:
             case _:
                 return self._worked(plan, request)
 
+    def _summarise(self, plan: Plan, request: Summarise) -> Summary:
+        """Sums by which a harmonisation is agreed on, or those of scaling, over the values as they are harmonised."""
+        head, columns = request.head, request.columns
+        check_columns(plan, columns)
+        cohort = self.source.cohort(plan)
+        rows = self._rows(plan, cohort, head.trial, "train")
+        if harmonises(plan, columns) and not request.arrays:
+            return Summary(head=head, site=self.name, sums=own_sums(plan, columns, cohort, rows))
+        check_harmonisation(plan, columns, request.arrays)
+        locations = own_locations(plan, columns, request.arrays, cohort, rows)
+        harmony = harmony_of(request.arrays, locations, cohort, rows)
+        values = {m: v[rows] for m, v in cohort.values.items()}
+        labels = {t: v[rows] for t, v in cohort.labels.items()}
+        sums = column_sums(plan, columns, values, cohort.columns, labels, harmony=harmony)
+        return Summary(head=head, site=self.name, sums=sums)
+
     def _reduce(self, plan: Plan, request: Reduce) -> Reduced:
         """Sums of the plan's reductions, over the columns as they are scaled."""
         preparation = Preparation.from_arrays(plan, request.columns, request.arrays, reduced=False)
         cohort, head = self.source.cohort(plan), request.head
         rows = self._rows(plan, cohort, head.trial, "train")
         values = {m: v[rows] for m, v in cohort.values.items()}
-        scaled, seen = scaled_input(plan, preparation, values, cohort.columns)
+        fixed = preparation.harmonisation
+        harmony = harmony_of(fixed, own_locations(plan, preparation.columns, fixed, cohort, rows), cohort, rows)
+        scaled, seen = scaled_input(plan, preparation, values, cohort.columns, harmony)
         labels = {t: v[rows] for t, v in cohort.labels.items()}
         agreed = {n.removeprefix(REDUCTION): a for n, a in request.arrays.items() if n.startswith(REDUCTION)}
         patients = Patients(values=scaled, seen=seen, labels=labels)
@@ -210,6 +225,8 @@ class Site:
                 return self._evaluate(request)
             case Exchange():
                 return self._shares(plan).exchange(plan, request)
+            case Contribute(kind="statistics"):
+                return self._contribute_statistics(plan, request)
             case Contribute():
                 return self._contribute(request)
 
@@ -272,12 +289,25 @@ class Site:
             whole=bench.whole,
             layout=bench.layout,
             local=bench.local,
+            locations=self._locations(plan, head.trial, preparation),
         )
+
+    def _locations(self, plan: Plan, trial: Trial, preparation: Preparation) -> Locations | None:
+        """This site's own location and scale: found when a run is opened, and kept for predictions with its model."""
+        if not preparation.harmonisation:
+            return None
+        known = kept_locations(self.state, plan, preparation)
+        if known is not None:
+            return known
+        cohort = self.source.cohort(plan)
+        rows = self._rows(plan, cohort, trial, "train")
+        made = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, rows)
+        if self.state is not None and made is not None:
+            keep_locations(self.state, plan, preparation, made)
+        return made
 
     def _reserve(self, session: Session, head: Head) -> None:
         """Let the ledger reserve the whole run, before anything of it is computed."""
-        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
-
         plan = session.plan
         if isinstance(plan.privacy, NoPrivacy) or self.name not in plan.privacy.patients:
             return
@@ -285,7 +315,12 @@ class Site:
             # A comparison within a simulation: its patients' accounts do not pay for it.
             return
         contributor = self.contributor or self._shares(plan)
-        contributor.approve(plan, head, plan_charges(plan, self.name, parameters=session.whole.size))
+        contributor.approve(plan, head, self._charges(plan, session.preparation.columns, session.whole.size))
+
+    def _charges(self, plan: Plan, columns: Columns, parameters: int) -> tuple[Charge, ...]:
+        from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
+
+        return plan_charges(plan, self.name, parameters=parameters, columns=columns)
 
     def _path(self, session: str) -> Path | None:
         name = hashlib.sha256(session.encode()).hexdigest()[:16]
@@ -323,7 +358,7 @@ class Site:
         if cached is not None and cached[0] is cohort:
             return cached
         rows = self._rows(session.plan, cohort, trial, part)
-        data = training_set(session.plan, session.preparation, cohort, rows)
+        data = training_set(session.plan, session.preparation, cohort, rows, session.locations)
         session.cache[part] = (cohort, data)
         return cohort, data
 
@@ -389,6 +424,34 @@ class Site:
             plan,
             request,
             columns=session.preparation.columns,
+            statistics=session.preparation.statistics,
+            size=planned.size,
+            charge=planned.charge,
+            largest=planned.largest,
+            share=planned.share,
+        )
+
+    def _contribute_statistics(self, plan: Plan, request: Contribute) -> Contribution:
+        """Statistics of training patients, noised and charged: before there is a session, and after the run is reserved."""
+        from oncofed_client.shares import check_histogram, statistics_share  # noqa: PLC0415 - as above
+        from oncofed_shared.charged_statistics import charges_statistics  # noqa: PLC0415
+
+        head, contributor = request.head, self._shares(plan)
+        if not charges_statistics(plan) or request.parameters or request.round:
+            raise PolicyRefusal("the plan charges no statistics of patients", code="uncharged-statistics")
+        check_columns(plan, request.columns)
+        check_histogram(plan, request)
+        whole = self.scratch.bench(plan, request.columns, seed=head.trial.seed).whole
+        contributor.approve(plan, head, self._charges(plan, request.columns, whole.size))
+        cohort = self.source.cohort(plan)
+        planned = statistics_share(
+            plan, request.columns, keep_rows(cohort, self._rows(plan, cohort, head.trial, "train"))
+        )
+        return contributor.contribute(
+            plan,
+            request,
+            columns=request.columns,
+            statistics=np.zeros(0),
             size=planned.size,
             charge=planned.charge,
             largest=planned.largest,

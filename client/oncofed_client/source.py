@@ -49,6 +49,7 @@ def keep_rows(cohort: Cohort, rows: NDArray[np.bool_]) -> Cohort:
         subgroups={s: v[rows] for s, v in cohort.subgroups.items()},
         split_labels=None if cohort.split_labels is None else cohort.split_labels[rows],
         images={m: v[rows] for m, v in cohort.images.items()},
+        hospital=None if cohort.hospital is None else cohort.hospital[rows],
     )
 
 

@@ -1,7 +1,8 @@
 """One training run of a plan as a state table: an event in, requests out. No sockets, no Flower, no clock of its own.
 
     phase      asks            of whom                 when all have answered
-    DESCRIBE   Describe        everybody               SUMMARISE, or OPEN under a private plan
+    DESCRIBE   Describe        everybody               HARMONISE where the plan does, SUMMARISE, or OPEN under a private plan
+    HARMONISE  Summarise       trainers                SUMMARISE
     SUMMARISE  Summarise       trainers                REDUCE where the plan reduces columns by sums, or OPEN
     REDUCE     Reduce          trainers                REDUCE until its reductions are agreed, then OPEN
     OPEN       Open            everybody               TRAIN
@@ -26,17 +27,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_server.agreeing import added, check_description, check_summary, common, scaled
 from oncofed_server.reductions import check_reduced, reduce_request, with_reduction
-from oncofed_server.rounds import SINGLE_UPDATES, Divergence, Tally, chosen
+from oncofed_server.rounds import SINGLE_UPDATES, Cost, Divergence, Tally, chosen
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import Preparation, check_sums, network_columns, no_sums, prepare, unite
+from oncofed_shared.features import Preparation, network_columns, unite
 from oncofed_shared.group_lasso import grouped, shrunk
+from oncofed_shared.harmonise import harmonises
 from oncofed_shared.holders import constant_behind, patients_behind, sent_counts
 from oncofed_shared.layers import initial_local, shared_layout
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import (
-    PARTS,
     Columns,
     Describe,
     Description,
@@ -71,12 +73,14 @@ class Phase(enum.Enum):
     """Where a run stands."""
 
     DESCRIBE = "describe"
+    HARMONISE = "harmonise"
     SUMMARISE = "summarise"
     REDUCE = "reduce"
     OPEN = "open"
     TRAIN = "train"
     VALIDATE = "validate"
     TEST = "test"
+    STATISTICS = "statistics"
     KEYS = "keys"
     OPENING = "opening"
     HISTOGRAM = "histogram"
@@ -93,28 +97,12 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cost:
-    """What exchanges cost: bytes from and to sites, and the sites' seconds."""
-
-    bytes_up: int = 0
-    bytes_down: int = 0
-    seconds: float = 0.0
-
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            bytes_up=self.bytes_up + other.bytes_up,
-            bytes_down=self.bytes_down + other.bytes_down,
-            seconds=self.seconds + other.seconds,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Received:
     """A site's reply arrived; `cost` is what the driver measured of its exchange."""
 
     now: float
     reply: Reply
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +156,9 @@ class State:
         participants: per finished round the sites behind it; empty where every site is asked in every round.
         columns: what the sites were asked to sum up.
         sums: statistics by site, until all are there.
-        agreed: what is agreed of the plan's reductions, while they go on, and `behind` the sites whose sums are in it.
+        harmonisation: what is agreed of the plan's harmonisations.
+        agreed: what is agreed of the plan's reductions, while they go on.
+        behind: the sites whose sums are in either.
         curve: per round the mean training loss, and summed validation tables where there are some.
         tables: test tables by site.
         cost, costs: of the whole run, and of each finished round's training.
@@ -190,6 +180,7 @@ class State:
     excluded: Mapping[str, str] = field(default_factory=dict)
     columns: Columns = field(default_factory=dict)
     sums: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    harmonisation: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     agreed: Agreed | None = None
     behind: frozenset[str] = frozenset()
     total: NDArray[np.uint64] | None = None
@@ -199,8 +190,8 @@ class State:
     losses: tuple[float, ...] = ()
     validation: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     tables: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
-    cost: Cost = Cost()
-    round_cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
+    round_cost: Cost = field(default_factory=Cost)
     costs: tuple[Cost, ...] = ()
     lost: int = 0
     histogram: NDArray[np.float64] | None = None
@@ -338,13 +329,14 @@ class Aggregator:
         roster = self.roster
         names = {
             Phase.DESCRIBE: roster.everybody,
+            Phase.HARMONISE: roster.trainers,
             Phase.SUMMARISE: roster.trainers,
             Phase.REDUCE: roster.trainers,
             Phase.OPEN: roster.everybody,
             Phase.TRAIN: roster.trainers,
             Phase.VALIDATE: roster.evaluators,
             Phase.TEST: tuple(dict.fromkeys((*roster.evaluators, *roster.externals))),
-        }[phase]
+        }.get(phase, roster.trainers)
         return tuple(n for n in names if n not in self.state.excluded)
 
     def _enter(self, phase: Phase, now: float) -> list[Outgoing]:
@@ -391,8 +383,9 @@ class Aggregator:
         state = self.state
         if state.phase is Phase.DESCRIBE:
             return lambda _: Describe(head=head)
-        if state.phase is Phase.SUMMARISE:
-            return lambda _: Summarise(head=head, columns=state.columns)
+        if state.phase in {Phase.HARMONISE, Phase.SUMMARISE}:
+            summarise = Summarise(head=head, columns=state.columns, arrays=dict(state.harmonisation))
+            return lambda _: summarise
         if state.phase is Phase.REDUCE and state.agreed is not None:
             asked = reduce_request(head, self._prepared(), state.agreed)
             return lambda _: asked
@@ -457,13 +450,9 @@ class Aggregator:
         state = self.state
         match state.phase, reply:
             case Phase.DESCRIBE, Description():
-                if set(reply.columns) != set(self.plan.modalities):
-                    raise RemoteProtocolError("its modalities are not those of the plan")
-                wanted = set() if self.private else set(PARTS)
-                if set(reply.parts) != wanted or min(reply.parts.values(), default=0) < 0:
-                    raise RemoteProtocolError("its numbers of patients are not those of the parts")
+                check_description(self.plan, reply)
                 return {"descriptions": {**state.descriptions, reply.site: reply}}
-            case (Phase.SUMMARISE, Summary()) | (Phase.REDUCE, Reduced()):
+            case ((Phase.HARMONISE | Phase.SUMMARISE), Summary()) | (Phase.REDUCE, Reduced()):
                 return self._summed(reply)
             case Phase.OPEN, Ready():
                 return {}
@@ -482,7 +471,7 @@ class Aggregator:
         state = self.state
         match reply:
             case Summary():
-                check_sums(self.plan, state.columns, reply.sums)
+                check_summary(self.plan, state.columns, reply, harmonising=state.phase is Phase.HARMONISE)
             case Reduced() if state.agreed is not None:
                 check_reduced(self.plan, state.columns, state.agreed, reply)
             case _:
@@ -510,6 +499,7 @@ class Aggregator:
     def _advance(self, now: float) -> list[Outgoing]:
         follows = {
             Phase.DESCRIBE: self._summarise,
+            Phase.HARMONISE: self._harmonised,
             Phase.SUMMARISE: self._agree,
             Phase.REDUCE: self._reduced,
             Phase.OPEN: self._after_round,
@@ -528,19 +518,27 @@ class Aggregator:
         columns = self._columns()
         if self._members(Phase.SUMMARISE) and not any(columns.values()):
             return self._fail("no site has a single column that the plan asks for")
-        self.state = replace(self.state, columns=columns, sums={})
+        self.state = replace(self.state, columns=columns, sums={}, harmonisation={}, behind=frozenset())
         # Under a private plan there is nothing to sum: the preparation follows from its constants.
-        return self._agree(now) if self.private and any(columns.values()) else self._enter(Phase.SUMMARISE, now)
+        if self.private and any(columns.values()):
+            return self._agree(now)
+        return self._enter(Phase.HARMONISE if harmonises(self.plan, columns) else Phase.SUMMARISE, now)
+
+    def _harmonised(self, now: float) -> list[Outgoing]:
+        state, sites, columns = self.state, self._members(Phase.HARMONISE), self._columns()
+        if not sites or columns != state.columns:
+            return self._summarise(now)
+        fixed = common(self.plan, columns, added(state.sums, sites))
+        self.state = replace(state, harmonisation=fixed, behind=frozenset(sites), sums={})
+        return self._enter(Phase.SUMMARISE, now)
 
     def _agree(self, now: float) -> list[Outgoing]:
         state, sites, columns = self.state, self._members(Phase.SUMMARISE), self._columns()
-        if not sites or columns != state.columns:
-            # Who left took columns away that nobody else has; the others' sums are asked anew, without them.
+        if not sites or columns != state.columns or (state.harmonisation and state.behind != set(sites)):
+            # Who left took columns away that nobody else has, or has a share in the harmonisation: the others are asked anew.
             return self._summarise(now)
-        # Floats add up differently in another order; sorting by name gives one order whoever answers first.
-        parts = [no_sums(self.plan, columns)] if self.private else [state.sums[t] for t in sorted(sites)]
-        sums = np.sum(parts, axis=0)
-        preparation = prepare(self.plan, columns, sums)
+        sums = None if self.private else added(state.sums, sites)
+        preparation = scaled(self.plan, columns, sums, state.harmonisation)
         agreed = begin(self.plan, columns, self.trial.seed)
         if finished(self.plan, columns, agreed):
             return self._begin_training(preparation, now)
@@ -553,9 +551,8 @@ class Aggregator:
         if state.agreed is None or state.behind != set(sites):
             # Somebody left: what he had a share in is agreed anew, without him.
             return self._summarise(now)
-        sums = np.sum([state.sums[t] for t in sorted(sites)], axis=0)
         try:
-            agreed = next_agreed(self.plan, state.columns, state.agreed, sums)
+            agreed = next_agreed(self.plan, state.columns, state.agreed, added(state.sums, sites))
         except RemoteProtocolError as error:
             return self._fail(str(error))
         if finished(self.plan, state.columns, agreed):

@@ -69,12 +69,19 @@ def mechanism(study: Study) -> str:
             "A patient known to several hospitals has the sum of theirs."
         )
     drop, collude = _tolerated(study)
+    before = number(privacy.get("statistics_epsilon"))
+    statistics = (
+        ""
+        if before is None
+        else f" Of epsilon, {before:g} is spent before training on statistics that scale the values, which are summed and noised "
+        "in the same way; delta is halved between the two."
+    )
     return (
         f"{bounds}: DP-SGD over the patients of all sites together, {steps}. Each site draws a share of the noise, and only the "
-        f"masked sum of all shares is opened. Epsilon holds with drop = {drop} and collude = {collude}: as long as at most "
-        f"{count(drop, 'site')} drop out of a sum and at most {count(collude, 'site')} tell the aggregator all they know. The last "
-        "column is what a site's own share bounds if all other sites collude. A patient known to m hospitals has group privacy "
-        "of size m: his epsilon is m times as large, and his delta larger still."
+        f"masked sum of all shares is opened.{statistics} Epsilon holds with drop = {drop} and collude = {collude}: as long as "
+        f"at most {count(drop, 'site')} drop out of a sum and at most {count(collude, 'site')} tell the aggregator all they know. "
+        "The last column is what a site's own share bounds if all other sites collude. A patient known to m hospitals has group "
+        "privacy of size m: his epsilon is m times as large, and his delta larger still."
     )
 
 

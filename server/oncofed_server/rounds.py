@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Strategy
 
-__all__ = ["SINGLE_UPDATES", "Divergence", "Tally", "chosen"]
+__all__ = ["SINGLE_UPDATES", "Cost", "Divergence", "Tally", "chosen"]
 
 SINGLE_UPDATES = frozenset({"none", "site"})
 """Kinds of `privacy.noise` under which the aggregator sees each site's update; under others divergence is not computed."""
@@ -39,6 +39,22 @@ def chosen(rule: Strategy, trial: Trial, number: int, sites: Sequence[str]) -> t
 
     most = set(sorted(sites, key=rank)[:count])
     return tuple(s for s in sites if s in most)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """What exchanges cost: bytes from and to sites, and the sites' seconds."""
+
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            bytes_up=self.bytes_up + other.bytes_up,
+            bytes_down=self.bytes_down + other.bytes_down,
+            seconds=self.seconds + other.seconds,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

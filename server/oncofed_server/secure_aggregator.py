@@ -2,6 +2,7 @@
 
     phase      asks            of whom                 when all have answered
     KEYS       Exchange        members                 KEYS (three times), then what the keys are for
+    STATISTICS Contribute      members                 OPENING, then OPEN; only where the plan charges statistics
     TRAIN      Contribute      members                 OPENING
     HISTOGRAM  Contribute      members                 OPENING
     SCORES     Contribute      members                 OPENING
@@ -24,7 +25,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
+from oncofed_server.agreeing import scaled
 from oncofed_server.secure_sums import SecureSums, formation_name
+from oncofed_shared.charged_statistics import (
+    charges_statistics,
+    noised_sums,
+    statistics_mechanism,
+    statistics_size,
+)
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.features import network_columns
@@ -37,8 +45,8 @@ from oncofed_strategies import Sums
 
 __all__ = ["SecureAggregator", "aggregator_for"]
 
-SUMS = frozenset({Phase.TRAIN, Phase.HISTOGRAM, Phase.SCORES})
-_KINDS = {Phase.TRAIN: "train", Phase.HISTOGRAM: "histogram", Phase.SCORES: "scores"}
+SUMS = frozenset({Phase.STATISTICS, Phase.TRAIN, Phase.HISTOGRAM, Phase.SCORES})
+_KINDS = {Phase.STATISTICS: "statistics", Phase.TRAIN: "train", Phase.HISTOGRAM: "histogram", Phase.SCORES: "scores"}
 
 
 class SecureAggregator(Aggregator):
@@ -110,9 +118,10 @@ class SecureAggregator(Aggregator):
             size=self._size,
             round_number=self._round,
             trial=self.trial,
-            columns=self._prepared().columns,
-            parameters=self.shared_parameters(),
+            columns=self.state.columns if phase is Phase.STATISTICS else self._prepared().columns,
+            parameters=self._sent,
             histogram=self._histogram,
+            statistics=np.zeros(0) if phase is Phase.STATISTICS else self._prepared().statistics,
         )
         return self._await(phase, members, now)
 
@@ -121,12 +130,19 @@ class SecureAggregator(Aggregator):
         return self.state.round if self._purpose is Phase.TRAIN else 0
 
     @property
+    def _sent(self) -> dict[str, NDArray[Any]]:
+        """The model that a share is asked for; before there is one, none."""
+        return {} if self._purpose is Phase.STATISTICS else self.shared_parameters()
+
+    @property
     def _histogram(self) -> NDArray[np.float64]:
         known = self.state.histogram
         return known if self._purpose is Phase.SCORES and known is not None else np.zeros(0)
 
     @property
     def _size(self) -> int:
+        if self._purpose is Phase.STATISTICS:
+            return statistics_size(self.plan, self.state.columns)
         if self._purpose is Phase.HISTOGRAM:
             return histogram_size(self.plan)
         return coarse_size(self.plan, placed_grid(self.plan)) if self._purpose is Phase.SCORES else self.layout.size
@@ -157,8 +173,9 @@ class SecureAggregator(Aggregator):
                 number=sums.number - 1,
                 kind=_KINDS[self._purpose],
                 round=self._round,
-                parameters=self.shared_parameters(),
+                parameters=self._sent,
                 histogram=self._histogram,
+                columns=self.state.columns if self._purpose is Phase.STATISTICS else {},
             )
             return lambda site: replace(contribute, witnesses=sums.newest_witness(site))
         asks = sums.asks()
@@ -174,7 +191,7 @@ class SecureAggregator(Aggregator):
 
     def _absorbed(self, reply: Reply) -> dict[str, Any]:
         match self.state.phase, reply:
-            case ((Phase.TRAIN | Phase.HISTOGRAM | Phase.SCORES), Contribution()):
+            case ((Phase.STATISTICS | Phase.TRAIN | Phase.HISTOGRAM | Phase.SCORES), Contribution()):
                 self.sums.take(reply)
                 return {}
             case ((Phase.KEYS | Phase.OPENING), Exchanged()):
@@ -210,6 +227,8 @@ class SecureAggregator(Aggregator):
     def _again(self, now: float) -> list[Outgoing]:
         """A sum is lost: the next attempt is a new one, with new samples, noise and keys."""
         self.sums.give_up()
+        if self._purpose is Phase.STATISTICS:
+            return self._fail(f"the sum of the statistics was lost, and it is charged once: {self._reasons()}")
         if self._purpose is not Phase.TRAIN:
             # One charge for one look at these patients: there is no second one, and the model does not depend on it.
             self.state = replace(self.state, phase=Phase.DONE, why=f"no scores were released: {self._reasons()}")
@@ -224,6 +243,8 @@ class SecureAggregator(Aggregator):
 
     def _finish_sum(self, now: float) -> list[Outgoing]:
         total = self.sums.result()
+        if self._purpose is Phase.STATISTICS:
+            return self._scaled(total, now)
         if self._purpose is not Phase.TRAIN:
             mechanism = TablesMechanism.for_plan(self.plan, cells=len(total), entries=coarse_entries(self.plan))
             released = server_counts(total, mechanism)
@@ -242,6 +263,19 @@ class SecureAggregator(Aggregator):
         )
         self.state = replace(self.state, tally=replace(self.state.tally, sites=self.sums.included))
         return self._round_done(sums, 0.0, now)
+
+    def _agree(self, now: float) -> list[Outgoing]:
+        """The preparation follows from the plan's constants, or from statistics that are asked for once."""
+        state, sites = self.state, self._members(Phase.SUMMARISE)
+        if not charges_statistics(self.plan) or not sites or self._columns() != state.columns:
+            return super()._agree(now)
+        return self._enter(Phase.STATISTICS, now)
+
+    def _scaled(self, total: NDArray[np.int64], now: float) -> list[Outgoing]:
+        plan, columns = self.plan, self.state.columns
+        released = server_counts(total, statistics_mechanism(plan, columns))
+        preparation = scaled(plan, columns, noised_sums(plan, columns, released), {})
+        return self._begin_training(replace(preparation, statistics=released), now)
 
     @property
     def _mechanism(self) -> ConsortiumMechanism:

@@ -100,6 +100,7 @@ class SecureSums:
         columns: Columns,
         parameters: Arrays,
         histogram: NDArray[np.float64],
+        statistics: NDArray[np.float64],
     ) -> None:
         """Begin the next sum."""
         step = step_of(
@@ -111,6 +112,7 @@ class SecureSums:
             columns=columns,
             parameters=parameters,
             histogram=histogram,
+            statistics=statistics,
         )
         self.party.begin(step)
         self.number += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from oncofed_shared.charged_statistics import charges_statistics, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
 from oncofed_shared.privacy import Mechanism
@@ -18,7 +19,7 @@ class Spending:
 
     Attributes:
         patients: public number of its training patients.
-        epsilon, delta: for a training patient, against at most the plan's colluders.
+        epsilon, delta: for a training patient, against at most the plan's colluders, statistics before training counted.
         epsilon_alone: by the site's own noise alone, if all others collude; None where that is no bound at all.
     """
 
@@ -40,10 +41,14 @@ def spending(plan: Plan, site: str) -> Spending:
         return Spending(patients=own.patients, epsilon=own.epsilon(), delta=own.delta, epsilon_alone=own.epsilon())
     # Noise does not depend on the number of parameters but for roundings in the ninth digit.
     mechanism = ConsortiumMechanism.for_plan(plan, parameters=1)
-    alone = mechanism.epsilon_alone()
+    found, alone = mechanism.epsilon(), mechanism.epsilon_alone()
+    if charges_statistics(plan):
+        # Both hold with half of delta each, and their sums with all of it.
+        statistics = statistics_mechanism(plan, dict.fromkeys(plan.modalities, ()))
+        found, alone = found + statistics.epsilon(), alone + statistics.epsilon_alone()
     return Spending(
         patients=privacy.patients[site],
-        epsilon=mechanism.epsilon(),
-        delta=mechanism.delta,
+        epsilon=found,
+        delta=privacy.delta,
         epsilon_alone=alone if math.isfinite(alone) else None,
     )

@@ -115,7 +115,7 @@ class ConsortiumMechanism:
         privacy = _consortium(plan)
         steps, rate = plan.training.rounds + privacy.spare_steps, sampled_rate(privacy.sampling_rate)
         noise = calibrate(
-            epsilon=privacy.epsilon, delta=less_errors(privacy.delta), sampling_rate=rate, steps=steps
+            epsilon=privacy.epsilon, delta=less_errors(privacy.step_delta), sampling_rate=rate, steps=steps
         )  # fmt: skip
         integers = IntegerNoise.sized(
             parameters=parameters, clip_norm=privacy.clip_norm, noise_multiplier=noise, shares=privacy.honest
@@ -125,7 +125,7 @@ class ConsortiumMechanism:
             steps=steps,
             patients=sum(privacy.patients.values()),
             epsilon_target=privacy.epsilon,
-            delta=privacy.delta,
+            delta=privacy.step_delta,
             noise_multiplier=noise,
             sites=len(privacy.patients),
             drop=privacy.drop,
@@ -235,14 +235,15 @@ def server_gradient(total: NDArray[np.int64], mechanism: ConsortiumMechanism) ->
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TablesMechanism:
-    """One release of tables of counts over test patients, by integer shares of noise. Build it with `for_plan`.
+    """One release of numbers of patients, by integer shares of noise. Build it with `for_plan` or `for_statistics`.
 
-    Test patients never train, so what a table tells of one of them is charged beside training and not added to it.
+    Tables of counts are over test patients, who never train, so what one tells of them is charged beside training and not added to
+    it. Statistics are over training patients, who pay for them beside their steps.
 
     Attributes:
         cells: numbers in all tables together.
-        entries: cells in which one patient counts one, at most.
-        epsilon_target, delta: bound for one test patient.
+        entries: cells in which one patient counts one, at most; or squares that his numbers add up to.
+        epsilon_target, delta: bound for one patient.
         noise_multiplier: of the sum, in sqrt(entries) counts, after smoothing.
         unit: integer steps of one count.
         share_sigma: standard deviation of one site's share, in integer steps.
@@ -270,17 +271,48 @@ class TablesMechanism:
         privacy = _consortium(plan)
         if privacy.score_epsilon is None:
             raise ConfigError("privacy.score_epsilon: is missing, so no table leaves; give it, or do not evaluate")
-        noise = calibrate(
-            epsilon=privacy.score_epsilon, delta=less_errors(privacy.delta), sampling_rate=1.0, steps=1
-        )  # fmt: skip
+        return cls._sized(
+            privacy,
+            cells=cells,
+            entries=entries,
+            promised=("score_epsilon", privacy.score_epsilon),
+            delta=privacy.delta,
+        )
+
+    @classmethod
+    def for_statistics(cls, plan: Plan, *, cells: int, entries: int) -> Self:
+        """The mechanism for statistics of training patients, `cells` numbers of which one patient moves `entries` squared.
+
+        Raises:
+            ConfigError: the plan charges none, or their sums do not fit the ring.
+        """
+        privacy = _consortium(plan)
+        if privacy.statistics_epsilon is None:
+            raise ConfigError(
+                "privacy.statistics_epsilon: is missing, so no statistics leave; give it, or use constants"
+            )
+        return cls._sized(
+            privacy,
+            cells=cells,
+            entries=entries,
+            promised=("statistics_epsilon", privacy.statistics_epsilon),
+            delta=privacy.delta - privacy.step_delta,
+        )
+
+    @classmethod
+    def _sized(
+        cls, privacy: ConsortiumPrivacy, *, cells: int, entries: int, promised: tuple[str, float], delta: float
+    ) -> Self:
+        key, epsilon = promised
+        noise = calibrate(epsilon=epsilon, delta=less_errors(delta), sampling_rate=1.0, steps=1)
         root, unit = math.sqrt(entries), 1
         while share_width(noise, root * unit, privacy.honest) < max(WIDE_SHARE, SMALLEST_SHARE):
             unit *= 2
         made = cls(
             cells=cells,
             entries=entries,
-            epsilon_target=privacy.score_epsilon,
-            delta=privacy.delta,
+            epsilon_target=epsilon,
+            delta=delta,
             noise_multiplier=noise,
             sites=len(privacy.patients),
             drop=privacy.drop,
@@ -292,7 +324,7 @@ class TablesMechanism:
         if made.room < unit * max(privacy.patients.values()):
             raise ConfigError(f"privacy.ring_bits: {privacy.ring_bits} bits have no room for noised tables; take 64")
         if not see_errors(error=made.error(), epsilon=made.epsilon_target, delta=made.delta):
-            raise ConfigError("privacy.score_epsilon: is so large that errors of drawing noise count; lower it")
+            raise ConfigError(f"privacy.{key}: is so large that errors of drawing noise count; lower it")
         return made
 
     @property
@@ -323,7 +355,7 @@ class TablesMechanism:
         return GaussianDpEvent(self.noise_multiplier), GaussianDpEvent(self.own_noise_multiplier)
 
     def epsilon(self) -> float:
-        """Epsilon of the release for one test patient."""
+        """Epsilon of the release for one patient."""
         return gaussian_epsilon(noise_multiplier=self.noise_multiplier, delta=less_errors(self.delta))
 
     def epsilon_alone(self) -> float:

@@ -6,28 +6,37 @@ training, evaluation and prediction share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_shared.errors import DataError, RemoteProtocolError
+from oncofed_shared.errors import DataError, LocalProtocolError, RemoteProtocolError
+from oncofed_shared.harmonise import Harmony, check_harmonisation, harmonised
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
+from oncofed_shared.plan_modalities import numeric_range
 from oncofed_shared.reduced import check_reduction, reduced, reduced_columns
+from oncofed_shared.robust import BINS, NORMAL, histogram, quantile
 
 __all__ = [
+    "HARMONISATION",
     "REDUCTION",
     "Preparation",
+    "aligned",
     "check_columns",
     "check_sums",
+    "column_ranges",
     "column_sums",
     "encoded_columns",
+    "histogram_counts",
+    "moment_columns",
     "network_columns",
     "no_sums",
     "prepare",
     "prepared_input",
+    "robust_columns",
     "scaled_input",
     "unite",
     "voxel_input",
@@ -35,8 +44,9 @@ __all__ = [
 ]
 
 Values = NDArray[np.float64]
-REDUCTION = "reduction."
-"""Before the names of a reduction's arrays, in messages and checkpoints."""
+REDUCTION, HARMONISATION = "reduction.", "harmonisation."
+"""Before the names of a reduction's and a harmonisation's arrays, in messages and checkpoints."""
+STATISTICS = "statistics"
 MINMAX_SPREAD = 3.0
 """Without a declared range, min-max scaling maps mean - 3 sd .. mean + 3 sd to 0 .. 1."""
 
@@ -51,6 +61,9 @@ class Preparation:
         fill: (columns,) the consortium's mean, scaled: what `missing = "impute"` puts into a gap.
         class_weights: per classification task (classes,).
         reduction: what a plan's reductions fixed, flat, by `<modality>.<what>`; see `reduced`.
+        harmonisation: what its harmonisations fixed, likewise; see `harmonise`.
+        statistics: what was released with noise, and all of the above follows from; empty where nothing was. See
+            `charged_statistics`.
     """
 
     columns: Columns
@@ -59,6 +72,8 @@ class Preparation:
     fill: Values
     class_weights: Mapping[str, Values]
     reduction: Mapping[str, Values] = field(default_factory=dict)
+    harmonisation: Mapping[str, Values] = field(default_factory=dict)
+    statistics: Values = field(default_factory=lambda: np.zeros(0))
 
     @property
     def width(self) -> int:
@@ -69,7 +84,9 @@ class Preparation:
         """The numbers, by name, for a message or a checkpoint."""
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
         fixed = {f"{REDUCTION}{name}": a for name, a in self.reduction.items()}
-        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed}
+        fixed |= {f"{HARMONISATION}{name}": a for name, a in self.harmonisation.items()}
+        released = {STATISTICS: self.statistics} if len(self.statistics) else {}
+        return {"center": self.center, "spread": self.spread, "fill": self.fill, **weights, **fixed, **released}
 
     @classmethod
     def from_arrays(cls, plan: Plan, columns: Columns, arrays: Arrays, *, reduced: bool = True) -> Preparation:
@@ -82,8 +99,12 @@ class Preparation:
             RemoteProtocolError: a name or a length does not fit the plan and the columns, or a number is not finite.
         """
         check_columns(plan, columns)
-        fixed = {n.removeprefix(REDUCTION): a for n, a in arrays.items() if n.startswith(REDUCTION)}
-        arrays = {n: a for n, a in arrays.items() if not n.startswith(REDUCTION)}
+        fixed, common = _under(REDUCTION, arrays), _under(HARMONISATION, arrays)
+        arrays = {n: a for n, a in arrays.items() if not n.startswith((REDUCTION, HARMONISATION))}
+        check_harmonisation(plan, columns, common)
+        released = arrays.pop(STATISTICS, np.zeros(0))
+        if released.ndim != 1 or released.dtype != np.float64 or not np.isfinite(released).all():
+            raise RemoteProtocolError("the released statistics are no numbers")
         if reduced:
             check_reduction(plan, columns, fixed)
         width = sum(len(c) for c in columns.values())
@@ -102,7 +123,13 @@ class Preparation:
             fill=arrays["fill"],
             class_weights={n: arrays[f"class_weights.{n}"] for n in classes},
             reduction=fixed if reduced else {},
+            harmonisation=common,
+            statistics=released,
         )
+
+
+def _under(prefix: str, arrays: Arrays) -> dict[str, Values]:
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
 
 
 def network_columns(plan: Plan, preparation: Preparation) -> Columns:
@@ -190,8 +217,16 @@ def _transform(values: Values, modality: Modality, name: str) -> Values:
     return np.sign(values) * np.log1p(np.abs(values))
 
 
-def _aligned(plan: Plan, columns: Columns, values: Mapping[str, Values], own: Columns) -> Values:
-    """Put a site's values into the agreed column order; (n, columns) with NaN for what it lacks."""
+def aligned(
+    plan: Plan, columns: Columns, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
+) -> Values:
+    """Put a site's values into the agreed column order, transformed and harmonised; (n, columns) with NaN for what it lacks.
+
+    Args:
+        values: per modality (n, own columns).
+        own: this site's column names per modality.
+        harmony: what harmonises them; without it they are left as they are.
+    """
     n = next(iter(values.values())).shape[0]
     blocks = []
     for name in sorted(columns):
@@ -205,7 +240,43 @@ def _aligned(plan: Plan, columns: Columns, values: Mapping[str, Values], own: Co
         if modality.missing == "drop":
             block[np.isnan(block).any(axis=1)] = np.nan
         blocks.append(block)
-    return np.concatenate(blocks, axis=1)
+    table = np.concatenate(blocks, axis=1)
+    return table if harmony is None else harmonised(plan, columns, table, harmony)
+
+
+def _where(plan: Plan, columns: Columns, wanted: Callable[[Modality], bool]) -> NDArray[np.int64]:
+    """Places of the columns of some modalities."""
+    marks = [wanted(plan.modalities[m]) for m in sorted(columns) for _ in columns[m]]
+    return np.flatnonzero(marks)
+
+
+def moment_columns(plan: Plan, columns: Columns) -> NDArray[np.int64]:
+    """Places of the columns of which a mean or a standard deviation is wanted."""
+    return _where(plan, columns, lambda m: m.scaling == "zscore" or m.missing == "impute")
+
+
+def robust_columns(plan: Plan, columns: Columns) -> NDArray[np.int64]:
+    """Places of the columns of which quantiles are wanted."""
+    return _where(plan, columns, lambda m: m.scaling == "robust")
+
+
+def column_ranges(plan: Plan, columns: Columns) -> tuple[Values, Values]:
+    """Middle and half width of each column's declared range, transformed; 0 and 1 where none is declared."""
+    ends = []
+    for name in sorted(columns):
+        modality = plan.modalities[name]
+        for column in columns[name]:
+            bounds = numeric_range(modality, column)
+            ends.append((-1.0, 1.0) if bounds is None else _transform(np.asarray(bounds, np.float64), modality, name))
+    low, high = np.asarray(ends, dtype=np.float64).reshape(-1, 2).T
+    return (low + high) / 2, np.where(high > low, (high - low) / 2, 1.0)
+
+
+def histogram_counts(plan: Plan, columns: Columns, table: Values) -> Values:
+    """(robust columns, BINS) counts of an aligned table's values over the columns' declared ranges."""
+    places = robust_columns(plan, columns)
+    middle, half = column_ranges(plan, columns)
+    return histogram((table[:, places] - middle[places]) / half[places])
 
 
 def column_sums(
@@ -214,21 +285,25 @@ def column_sums(
     values: Mapping[str, Values],
     own: Columns,
     labels: Mapping[str, NDArray[np.float64]],
+    *,
+    harmony: Harmony | None = None,
 ) -> Values:
-    """Sums over patients: per column count, sum and sum of squares; per classification task its class counts.
+    """Sums over patients: per column count, sum and sum of squares; histograms of robust columns; counts of classes.
 
     Args:
         values: per modality (n, own columns).
         own: this site's column names per modality.
         labels: per task (n,) or (n, 2), as in a cohort.
+        harmony: what harmonises the values, where the plan asks for it.
 
     Returns:
-        (3 * columns + all classes,) floats, additive over sites.
+        (3 * columns + BINS * robust columns + all classes,) floats, additive over sites.
     """
-    table = _aligned(plan, columns, values, own)
+    table = aligned(plan, columns, values, own, harmony)
     seen = ~np.isnan(table)
     filled = np.where(seen, table, 0.0)
     parts = [seen.sum(axis=0, dtype=np.float64), filled.sum(axis=0), (filled**2).sum(axis=0)]
+    parts.append(histogram_counts(plan, columns, table).ravel())
     for name, task in sorted(plan.tasks.items()):
         if isinstance(task, ClassificationTask):
             counts = [np.count_nonzero(labels[name] == k) for k in range(len(task.classes))]
@@ -239,7 +314,7 @@ def column_sums(
 def no_sums(plan: Plan, columns: Columns) -> Values:
     """The sums of nobody: enough where everything is a constant of the plan."""
     classes = sum(len(t.classes) for t in plan.tasks.values() if isinstance(t, ClassificationTask))
-    return np.zeros(3 * sum(len(c) for c in columns.values()) + classes)
+    return np.zeros(3 * sum(len(c) for c in columns.values()) + BINS * len(robust_columns(plan, columns)) + classes)
 
 
 def check_sums(plan: Plan, columns: Columns, sums: Values) -> None:
@@ -269,9 +344,12 @@ def _constants(modality: Modality, column: str) -> tuple[float, float]:
     return source.center or 0.0, source.spread or 1.0
 
 
-def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
-    """Turn summed statistics into a preparation.
+def prepare(
+    plan: Plan, columns: Columns, sums: Values, harmonisation: Mapping[str, Values] | None = None
+) -> Preparation:
+    """Turn summed statistics, and what was agreed of the plan's harmonisations, into a preparation.
 
+    Robust: centre = median, spread = distance of the quartiles over NORMAL, both from histograms over the declared range.
     Z-score: centre = mean, spread = standard deviation (1 for a constant column). Balanced class weights are
     patients / (classes x patients of the class), as scikit-learn's `balanced`.
     """
@@ -283,6 +361,10 @@ def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
     # A variance below the rounding error of its own computation is that of a constant column.
     deviation = np.sqrt(np.where(variance > 1e-12 * np.maximum(mean**2, 1e-30), variance, 0))
     center, spread = np.zeros(width), np.ones(width)
+    robust = robust_columns(plan, columns)
+    stop = 3 * width + BINS * len(robust)
+    center[robust], spread[robust] = _robust(plan, columns, sums[3 * width : stop].reshape(len(robust), BINS))
+    counts = sums[stop:]
     start = 0
     for name in sorted(columns):
         modality = plan.modalities[name]
@@ -305,8 +387,17 @@ def prepare(plan: Plan, columns: Columns, sums: Values) -> Preparation:
         center=center,
         spread=spread,
         fill=np.where(count > 0, (mean - center) / spread, 0.0),
-        class_weights=_class_weights(plan, sums[3 * width :]),
+        class_weights=_class_weights(plan, counts),
+        harmonisation=harmonisation or {},
     )
+
+
+def _robust(plan: Plan, columns: Columns, counts: Values) -> tuple[Values, Values]:
+    """Median and spread of the robust columns."""
+    places = robust_columns(plan, columns)
+    middle, half = (v[places] for v in column_ranges(plan, columns))
+    low, median, high = (middle + half * quantile(counts, share) for share in (0.25, 0.5, 0.75))
+    return median, np.where(high > low, (high - low) / NORMAL, 1.0)
 
 
 def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:
@@ -327,27 +418,35 @@ def _class_weights(plan: Plan, counts: Values) -> dict[str, Values]:
 
 
 def prepared_input(
-    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
 ) -> tuple[Values, NDArray[np.bool_]]:
     """Scale and reduce a site's values: what the network reads.
 
     Returns:
         (n, inputs) both, as `scaled_input`, in the order of `network_columns`.
     """
-    scaled, seen = scaled_input(plan, preparation, values, own)
+    scaled, seen = scaled_input(plan, preparation, values, own, harmony)
     return reduced(plan, preparation.columns, preparation.reduction, scaled, seen)
 
 
 def scaled_input(
-    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns
+    plan: Plan, preparation: Preparation, values: Mapping[str, Values], own: Columns, harmony: Harmony | None = None
 ) -> tuple[Values, NDArray[np.bool_]]:
-    """Scale a site's values.
+    """Harmonise and scale a site's values.
+
+    Args:
+        harmony: what harmonises them, where the preparation says that they are.
 
     Returns:
         (n, columns) scaled values with 0 where missing, and (n, columns) what was observed. Under `missing = "impute"`
         a patient who has the modality at all counts as observed everywhere in it, at the consortium's mean.
+
+    Raises:
+        LocalProtocolError: the preparation is of harmonised values, and these are not.
     """
-    table = _aligned(plan, preparation.columns, values, own)
+    if preparation.harmonisation and harmony is None:
+        raise LocalProtocolError("a preparation of harmonised values needs the hospital's own location")
+    table = aligned(plan, preparation.columns, values, own, harmony)
     seen = ~np.isnan(table)
     scaled = (table - preparation.center) / preparation.spread
     start = 0

@@ -17,7 +17,8 @@ from oncofed_shared.secagg import Group, Step, smallest_threshold
 __all__ = ["from_ring", "group_of", "step_of", "to_ring"]
 
 LONGEST_BLOCK, SCORE_SUMS = 128, 2
-"""Sums whose keys are dealt together at most; sums after the last round."""
+"""Sums whose keys are dealt together at most; sums after the last round. One of statistics
+comes before the first where a plan has it."""
 
 
 def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping[str, bytes]) -> Group:
@@ -51,6 +52,7 @@ def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping
     unknown = [m for m in members if m not in identities]
     if unknown:
         raise ConfigError(f"roster: there is no identity key of {', '.join(unknown)}", code="roster")
+    first = int(privacy.statistics_epsilon is not None)
     threshold = privacy.threshold if missing == 0 else None
     return Group(
         plan_hash=plan.hash,
@@ -62,7 +64,7 @@ def group_of(plan: Plan, session: str, formation: Formation, identities: Mapping
         ring_bits=privacy.ring_bits,
         reference=privacy.reference,
         # All keys of a usual study are dealt at once: a later set-up needs every site at the same time.
-        block=min(LONGEST_BLOCK, plan.training.rounds + privacy.spare_steps + SCORE_SUMS),
+        block=min(LONGEST_BLOCK, plan.training.rounds + privacy.spare_steps + SCORE_SUMS + first),
     )
 
 
@@ -76,10 +78,14 @@ def step_of(
     columns: Columns,
     parameters: Arrays,
     histogram: NDArray[np.float64],
+    statistics: NDArray[np.float64],
 ) -> Step:
-    """One addition, bound to what a site was sent: the model, its columns, the trial, the round and the histogram.
+    """One addition, bound to what a site was sent: the model, its columns, the trial, the round, the histogram and the statistics.
 
-    The rest of a preparation is the plan's, which the group binds.
+    The rest of a preparation follows from these and the plan, which the group binds.
+
+    Args:
+        statistics: released before training, of the preparation; empty where there are none.
 
     Guarantees:
         - Sites that were sent different things never unmask.
@@ -90,8 +96,9 @@ def step_of(
         round_number,
         repr(trial),
         [(m, tuple(c)) for m, c in sorted(columns.items())],
+        len(statistics),
     )
-    digest = hashlib.sha256(repr(sent).encode() + histogram.tobytes()).digest()
+    digest = hashlib.sha256(repr(sent).encode() + histogram.tobytes() + statistics.tobytes()).digest()
     masked = "train" if kind == "train" else "scores"
     return Step(number=number, attempt=0, parameters=digest, size=size, kind=masked)
 

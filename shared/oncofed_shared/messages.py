@@ -80,7 +80,7 @@ MAX_ITEMS = 200_000
 SHORT = 1024
 """Bytes up to which a message is parsed without its values being counted first."""
 PARTS = ("train", "validation", "test", "all")
-KINDS = ("train", "histogram", "scores")
+KINDS = ("train", "histogram", "scores", "statistics")
 
 Arrays = dict[str, NDArray[Any]]
 Columns = dict[str, tuple[str, ...]]
@@ -143,15 +143,20 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summarise:
-    """Ask for the sums that scaling needs, over these columns."""
+    """Ask for the sums that scaling needs, over these columns; before that, where a plan harmonises, for those it needs itself.
+
+    Attributes:
+        arrays: what is agreed of the plan's harmonisations; empty while their sums are asked for, and where there are none.
+    """
 
     head: Head
     columns: Columns
+    arrays: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """Sums over the training patients: see `features.Sums` for the order."""
+    """Sums over the training patients: see `features.column_sums` and `harmonise.harmonise_sums` for the order."""
 
     head: Head
     site: str
@@ -293,6 +298,7 @@ class Contribute:
         histogram: noised counts of validation patients' scores, from which the bins of `scores` follow; empty for the others, and
             where there are no such patients.
         witnesses: what others have signed of this site's ledger: an old copy is noticed before anything is computed.
+        columns: of `statistics`, which are asked for before there is a session; empty for the others.
     """
 
     head: Head
@@ -303,6 +309,7 @@ class Contribute:
     parameters: Arrays
     histogram: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     witnesses: Blobs = field(default_factory=dict)
+    columns: Columns = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,6 +27,7 @@ from oncofed_shared.plan_genomics import (
     ReferenceSample,
     Severity,
 )
+from oncofed_shared.plan_harmonise import harmonise_mistakes
 from oncofed_shared.plan_modalities import (
     CategoricalColumn,
     Column,
@@ -144,7 +145,7 @@ class Plan(Frozen):
     @classmethod
     def _reduced_against(cls, modalities: dict[str, Modality], info: ValidationInfo) -> dict[str, Modality]:
         tasks, main = info.data.get("tasks") or {}, info.data.get("main_task")
-        problems = reduction_mistakes(modalities, tasks.get(str(main)))
+        problems = reduction_mistakes(modalities, tasks.get(str(main))) + harmonise_mistakes(modalities)
         if problems:
             raise ValueError("\n".join(problems))
         return modalities

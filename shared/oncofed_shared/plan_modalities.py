@@ -11,6 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field
 from oncofed_shared.plan_fields import Distinct, Interval, Name, NonNegative, Positive, ascending
 from oncofed_shared.plan_genes import GeneGraph, GeneSets
 from oncofed_shared.plan_genomics import GenomicFeatures
+from oncofed_shared.plan_harmonise import Combat
 from oncofed_shared.plan_imaging import AugmentationSettings, RegionPatch
 from oncofed_shared.plan_radiomics import RadiomicFeatures
 from oncofed_shared.plan_reduction import Lasso, Reduction, ReliefF
@@ -23,6 +24,7 @@ __all__ = [
     "NumericColumn",
     "OrdinalColumn",
     "compile_pattern",
+    "numeric_range",
     "side_of",
     "voxels_of",
 ]
@@ -133,7 +135,7 @@ class Modality(Frozen):
         scaling: `zscore` and `minmax` use sums over the sites; `minmax` uses `range` where one is declared and
             mean +- 3 sd where not, because a minimum is one patient's value and not a sum. `constants` uses `center`
             and `spread` of this plan: a numeric column's own, or the modality's; without the modality's, categories and
-            ranks stay as they are.
+            ranks stay as they are. `robust` uses median and quartiles, from histograms over declared ranges.
         clip: bound on the scaled value.
         missing: `mask` (a missing value contributes nothing and the network sees how much of a token was observed),
             `impute` (the consortium's mean), `drop` (one missing value and the patient lacks the modality).
@@ -150,6 +152,7 @@ class Modality(Frozen):
         graph: the gene graph of encoder `graph`; see `plan_genes`.
         pathways: gene sets, a token for each, of the encoders `graph` and `pathways`.
         reduction: how a few inputs are made of many columns; see `plan_reduction`.
+        harmonise: how hospitals' own location and scale are taken out, before scaling; see `plan_harmonise`.
         side: which side of a `two_way` fusion reads the other; see `side_of` for what it is without it.
         extraction: how a site that has images makes these columns from them; see `plan_radiomics`.
         patch: role of a series -> how its patch is cut; see `plan_imaging`. Sites prepare them; encoder `cnn` reads them.
@@ -163,7 +166,7 @@ class Modality(Frozen):
     exclude: tuple[str, ...] = ()
     range: Interval | None = None
     transform: Literal["none", "log", "signed_log"] = "none"
-    scaling: Literal["zscore", "minmax", "none", "constants"] = "zscore"
+    scaling: Literal["zscore", "minmax", "none", "constants", "robust"] = "zscore"
     center: float | None = None
     spread: Positive | None = None
     clip: Positive | None = 5.0
@@ -179,13 +182,24 @@ class Modality(Frozen):
     graph: GeneGraph | None = None
     pathways: GeneSets | None = None
     reduction: Reduction | None = None
+    harmonise: Combat | None = None
     augmentation: AugmentationSettings | None = None
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out a later key that is not used: a study that was approved before it existed keeps its hash."""
         content: dict[str, Any] = written(self)
-        unused = ("genomics", "extraction", "patch", "side", "graph", "pathways", "reduction", "augmentation")
+        unused = (
+            "genomics",
+            "extraction",
+            "patch",
+            "side",
+            "graph",
+            "pathways",
+            "reduction",
+            "augmentation",
+            "harmonise",
+        )
         later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0, "presence": 0.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
 
@@ -324,6 +338,19 @@ class Modality(Frozen):
             raise ValueError(message)
         return scaling
 
+    @field_validator("scaling")
+    @classmethod
+    def _ranged(cls, scaling: str, info: ValidationInfo) -> str:
+        columns = info.data.get("columns")
+        whole = info.data.get("range") is not None
+        lacking = [n for n, c in (columns or {}).items() if isinstance(c, NumericColumn) and c.range is None]
+        if scaling == "robust" and not whole and (columns is None or lacking) and "columns" in info.data:
+            message = "'robust' counts values in bins of a declared range, and there is none" + (
+                f" of {', '.join(lacking[:5])}" if lacking else ""
+            )
+            raise ValueError(message)
+        return scaling
+
     @field_validator("augmentation")
     @classmethod
     def _varied(cls, augmentation: Any, info: ValidationInfo) -> Any:
@@ -364,6 +391,24 @@ def side_of(modality: Modality) -> Side:
         return "imaging"
     genes = (modality.genomics, modality.graph, modality.pathways)
     return "genes" if any(g is not None for g in genes) else "neither"
+
+
+def numeric_range(modality: Modality, column: str) -> Interval | None:
+    """The declared range of an encoded column, before the transform: 0 to 1 of a category's, None where none is declared."""
+    columns = modality.columns
+    if columns is None:
+        return modality.range
+    spec = columns.get(column)
+    if isinstance(spec, OrdinalColumn):
+        return (0.0, float(len(spec.order) - 1))
+    if isinstance(spec, NumericColumn):
+        return spec.range or modality.range
+    for name, bent in columns.items():
+        knot = bent.bends.get(column.removeprefix(name)) if isinstance(bent, NumericColumn) else None
+        if column.startswith(f"{name}>") and knot is not None and isinstance(bent, NumericColumn):
+            bounds = bent.range or modality.range
+            return None if bounds is None else (0.0, bounds[1] - knot)
+    return (0.0, 1.0)
 
 
 def voxels_of(modality: Modality) -> int:

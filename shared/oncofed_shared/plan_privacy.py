@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
+from oncofed_shared.plan_fields import without_later
 from oncofed_shared.plan_reduction import Statistical
 from oncofed_shared.strict import Frozen
 
@@ -73,6 +74,8 @@ class ConsortiumPrivacy(_Sampled):
         epsilon, delta: bound for one patient over the whole run, against all but the sites and at most `collude` of them.
         clip_norm, sampling_rate: as at the site.
         patients: the roster, with public numbers; the divisor of a step is `sampling_rate` x their total.
+        statistics_epsilon: bound for one training patient over noised statistics before training, beside `epsilon`: scaling,
+            class weights. Delta is then halved between the two. Without it, these are constants of the plan.
         spare_steps: steps beyond `training.rounds`, for attempts that must be repeated: the noise is calibrated for all.
         drop: sites that may be missing from a step.
         reference: allows `collude = 0`, for a simulation to compare with.
@@ -84,6 +87,7 @@ class ConsortiumPrivacy(_Sampled):
     """
 
     noise: Literal["consortium"]
+    statistics_epsilon: Annotated[float, Field(gt=0)] | None = None
     spare_steps: Annotated[int, Field(ge=0, le=100_000)] = 2
     drop: Annotated[int, Field(ge=0)] = 0
     reference: bool = False
@@ -92,6 +96,20 @@ class ConsortiumPrivacy(_Sampled):
     ring_bits: Literal[32, 64] = 32
     microbatch: Annotated[int, Field(ge=1, le=65_536)] = 64
     score_epsilon: Annotated[float, Field(gt=0)] | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), {"statistics_epsilon": None})
+
+    @property
+    def step_delta(self) -> float:
+        """Of delta, what the steps of training have."""
+        return self.delta if self.statistics_epsilon is None else self.delta / 2
+
+    @property
+    def training_epsilon(self) -> float:
+        """What a training patient is promised: steps and statistics together."""
+        return self.epsilon + (self.statistics_epsilon or 0.0)
 
     @field_validator("collude")
     @classmethod
@@ -139,13 +157,33 @@ class ConsortiumPrivacy(_Sampled):
 Privacy = Annotated[NoPrivacy | SitePrivacy | ConsortiumPrivacy, Field(discriminator="noise")]
 
 
-def _scaling(name: str, modality: Modality) -> Iterator[str]:
-    """What of a modality's scaling would be learned from patients."""
-    path = f"/modalities.{name}"
+def _learned(name: str, modality: Modality, *, charged: bool) -> Iterator[str]:
+    """What of a modality's scaling would be learned from patients and is not charged, or has no bound.
+
+    Args:
+        charged: whether the plan has noised statistics of training patients.
+    """
+    path, other = f"/modalities.{name}", "with privacy use 'constants', 'none', or 'minmax' with ranges"
+    if charged:
+        wants = modality.scaling == "zscore" or modality.missing == "impute"
+        columns = modality.columns or {}
+        open_ended = [n for n, c in columns.items() if c.kind == "numeric" and c.range is None]
+        if wants and modality.range is None and (open_ended or not columns):
+            of = f" of {', '.join(open_ended[:5])}" if open_ended else ""
+            yield f"{path}.range: is missing{of}; a noised mean needs a declared range, which bounds what a patient moves"
+        return
     if modality.missing == "impute":
         yield f"{path}.missing: 'impute' needs the mean of patients; with privacy use 'mask' or 'drop'"
     if modality.scaling == "zscore":
-        yield f"{path}.scaling: 'zscore' needs sums over patients; with privacy use 'constants', 'none', or 'minmax' with ranges"
+        yield f"{path}.scaling: 'zscore' needs sums over patients; {other}"
+    if modality.scaling == "robust":
+        yield f"{path}.scaling: 'robust' needs histograms over patients; {other}"
+
+
+def _scaling(name: str, modality: Modality, *, charged: bool) -> Iterator[str]:
+    """What of a modality's input would be learned from patients."""
+    path = f"/modalities.{name}"
+    yield from _learned(name, modality, charged=charged)
     if modality.augmentation is not None:
         yield f"{path}.augmentation: is drawn for a batch, so a patient's gradient would depend on who else is in it; leave it out"
     raw = modality.genomics
@@ -162,10 +200,10 @@ def _scaling(name: str, modality: Modality) -> Iterator[str]:
             yield f"{path}.columns.{column}.range: is missing; with privacy 'minmax' needs one, here or of the modality"
 
 
-def _training(training: Training) -> Iterator[str]:
+def _training(training: Training, *, charged: bool) -> Iterator[str]:
     if training.batch != "all":
         yield "/training.batch: must be 'all' with privacy, because privacy.sampling_rate decides who enters a step"
-    if training.class_weights == "balanced":
+    if training.class_weights == "balanced" and not charged:
         yield "/training.class_weights: 'balanced' counts patients; with privacy give the weights, or 'none'"
     for key in ("dropout", "input_dropout", "modality_dropout"):
         if getattr(training, key):
@@ -203,6 +241,15 @@ def _evaluation(evaluation: Evaluation) -> Iterator[str]:
             )
 
 
+def _asks_statistics(plan: Mapping[str, Any]) -> bool:
+    """Whether scaling, gaps or class weights want statistics of patients; also where the plan is wrong there."""
+    modalities, training = plan.get("modalities"), plan.get("training")
+    if modalities is None or training is None:
+        return True
+    learned = any(m.scaling in {"zscore", "robust"} or m.missing == "impute" for m in modalities.values())
+    return learned or training.class_weights == "balanced"
+
+
 def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan: Mapping[str, Any]) -> list[str]:
     """What in a plan contradicts its privacy, each with its path; nothing without privacy.
 
@@ -212,12 +259,18 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     if privacy.noise == "none":
         return []
     found: list[str] = []
+    charged = isinstance(privacy, ConsortiumPrivacy) and privacy.statistics_epsilon is not None
     for name, modality in (plan.get("modalities") or {}).items():
-        found += _scaling(name, modality)
+        found += _scaling(name, modality, charged=charged)
         if isinstance(modality.reduction, Statistical):
             found.append(
                 f"/modalities.{name}.reduction.kind: '{modality.reduction.kind}' releases sums over patients that no epsilon is "
                 "charged for; with privacy only 'group_lasso' can be used"
+            )
+        if modality.harmonise is not None:
+            found.append(
+                f"/modalities.{name}.harmonise: a hospital's location and scale are learned from its patients, and no epsilon is "
+                "charged for them; with privacy leave it out"
             )
     found += [
         f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
@@ -225,7 +278,11 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
         if task.kind == "survival" and task.causes
     ]
     if "training" in plan:
-        found += _training(plan["training"])
+        found += _training(plan["training"], charged=charged)
+    if charged and not _asks_statistics(plan):
+        found.append(
+            "/privacy.statistics_epsilon: nothing of this plan is learned before training; leave it out, and spend it on training"
+        )
     if privacy.noise == "consortium":
         found += _summed(plan["training"]) if "training" in plan else ()
         found += _asked(plan["strategy"]) if "strategy" in plan else ()

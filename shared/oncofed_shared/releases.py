@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan_harmonise import uncharged_harmonisations
 from oncofed_shared.reduction_rules import uncharged_reductions
 
-__all__ = ["uncharged"]
+__all__ = ["charged_statistics", "uncharged"]
 
 _TABLES = "tables of counts of each site, for {parts}: with few patients nearly a list of (risk, outcome)"
+
+
+def charged_statistics(plan: Plan) -> str:
+    """What statistics of training patients a plan releases with noise and charges, in words; empty for none."""
+    privacy = plan.privacy
+    if not isinstance(privacy, ConsortiumPrivacy) or privacy.statistics_epsilon is None:
+        return ""
+    means = [n for n, m in plan.modalities.items() if m.scaling == "zscore" or m.missing == "impute"]
+    quantiles = [n for n, m in plan.modalities.items() if m.scaling == "robust"]
+    parts = [f"number, sum and squares per column of {', '.join(means)}"] if means else []
+    parts += [f"histogram per column of {', '.join(quantiles)}"] if quantiles else []
+    parts += ["patients per class"] if plan.training.class_weights == "balanced" else []
+    return f"statistics of training patients before training: {'; '.join(parts)}"
 
 
 def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
@@ -28,6 +42,7 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
         return (
             "column names and numbers of patients of each site",
             "sums per column over each site's training patients (scaling, class weights)",
+            *uncharged_harmonisations(plan.modalities),
             *uncharged_reductions(plan.modalities),
             "each site's update and mean training loss in every round",
             *(counts if plan.strategy.average == "holders" else ()),

@@ -294,7 +294,9 @@ def prediction(
     beside = None if asked is None or settings.site.files is not None else asked.simulation.files
     read = [read_model(m, beside or gene_folder(settings, site)) for m in models]
     plan = read[0].plan
-    made = predicted(read, readable_patients(site, settings, plan, existing_cache(state)), passes=passes, seed=seed)
+    made = predicted(
+        read, readable_patients(site, settings, plan, existing_cache(state)), passes=passes, seed=seed, state=state
+    )
     made.write(out)
     print(f"{len(made.patients)} patients: {out}")
 

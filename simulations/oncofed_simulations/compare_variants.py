@@ -24,7 +24,7 @@ __all__ = [
 
 FUSIONS: tuple[str, ...] = tuple(sorted(get_args(Fusion), key=lambda f: f == "transformer"))
 """Every fusion that a plan may have, the default one last."""
-LINEAR, GENOMICS = "linear", "genomics"
+LINEAR, GENOMICS, UNHARMONISED = "linear", "genomics", "unharmonised"
 SHUFFLE, HOSPITAL = "label-shuffle", "predict-hospital"
 NOT_GENES = {"clinical", "radiomics", "imaging"}
 RATE, BATCH, SMALL = 0.1, 16, 32
@@ -90,7 +90,11 @@ def _only(plan: Plan, kept: Sequence[str]) -> Plan:
     if plan.model.fusion == "two_way" and not {"imaging", "genes"} <= {side_of(plan.modalities[m]) for m in kept}:
         # What two-way attention is without a second side.
         content["model"]["fusion"] = "transformer"
-    return parse(content | {"modalities": {m: content["modalities"][m] for m in kept}}, "the changed plan")
+    modalities = {m: content["modalities"][m] for m in kept}
+    for settings in (m["harmonise"] for m in modalities.values() if m.get("harmonise")):
+        # A covariate of a modality that the variant has not got is not there to be kept.
+        settings["covariates"] = [c for c in settings["covariates"] if c.partition(".")[0] in kept]
+    return parse(content | {"modalities": modalities}, "the changed plan")
 
 
 def _model(plan: Plan, **changes: object) -> Plan:
@@ -109,6 +113,17 @@ def _linear(plan: Plan) -> Plan:
     return _changed(plan, {"model": content})
 
 
+def _unharmonised(plan: Plan) -> Plan:
+    if not _harmonises(plan):
+        raise ConfigError("no modality has a harmonise table that could be left out")
+    modalities = plan.model_dump(mode="json")["modalities"]
+    return _changed(plan, {"modalities": {n: m | {"harmonise": None} for n, m in modalities.items()}})
+
+
+def _harmonises(plan: Plan) -> bool:
+    return any(m.harmonise is not None for m in plan.modalities.values())
+
+
 def _made(plan: Plan, name: str) -> Variant:
     groups = _groups(plan) | {m: (m,) for m in plan.modalities}
     if name in groups:
@@ -117,7 +132,9 @@ def _made(plan: Plan, name: str) -> Variant:
         return Variant(name=name, kind="joined", plan=_fused(plan, name))
     if name == LINEAR:
         return Variant(name=name, kind="joined", plan=_linear(plan))
-    raise ConfigError(f"expected 'all' or names of {', '.join([*groups, *FUSIONS, LINEAR])}")
+    if name == UNHARMONISED:
+        return Variant(name=name, kind="joined", plan=_unharmonised(plan))
+    raise ConfigError(f"expected 'all' or names of {', '.join([*groups, *FUSIONS, LINEAR, UNHARMONISED])}")
 
 
 def chosen_variants(plan: Plan, text: str) -> tuple[list[Variant], dict[str, str]]:
@@ -130,7 +147,8 @@ def chosen_variants(plan: Plan, text: str) -> tuple[list[Variant], dict[str, str
         ConfigError: an unknown or repeated name, or one that the plan cannot express.
     """
     every = text.strip() == "all"
-    names = [*_groups(plan), LINEAR, *FUSIONS] if every else [n.strip() for n in text.split(",")]
+    own = [UNHARMONISED] if _harmonises(plan) else []
+    names = [*_groups(plan), LINEAR, *own, *FUSIONS] if every else [n.strip() for n in text.split(",")]
     if len(set(names)) < len(names):
         raise ConfigError(f"--variants {text}: a name stands there twice")
     made, left = [], {}

@@ -13,7 +13,7 @@ from oncofed_client.site import Site
 from oncofed_client.source import Source
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import NoPrivacy, Plan, parse
-from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan, noise_of_each
+from oncofed_simulations.consortium import POOLED, Consortium, baseline_plan, by_constants, noise_of_each
 
 __all__ = ["AsPlanned", "pooled_like", "with_site_noise", "without_ledgers", "without_privacy"]
 
@@ -57,6 +57,10 @@ def _with(plan: Plan, privacy: dict[str, object]) -> Plan:
     return parse(plan.model_dump(mode="json") | {"privacy": privacy})
 
 
+def _constant(plan: Plan, privacy: dict[str, object]) -> Plan:
+    return parse(by_constants(plan) | {"privacy": privacy})
+
+
 def without_privacy(consortium: Consortium) -> Consortium:
     """The same study without noise."""
     return _under(consortium, _with(consortium.plan, {"noise": "none"}))
@@ -72,13 +76,13 @@ def pooled_like(consortium: Consortium) -> Consortium:
         return consortium
     total = sum(privacy.patients[name] for name in consortium.sites)
     each = noise_of_each(privacy.model_dump(mode="json"))
-    return _under(consortium, _with(consortium.plan, each | {"patients": {POOLED: total}}))
+    return _under(consortium, _constant(consortium.plan, each | {"patients": {POOLED: total}}))
 
 
 def with_site_noise(consortium: Consortium) -> Consortium:
     """The same study with all the noise drawn by every site, and the same bound for a patient."""
     privacy = consortium.plan.privacy.model_dump(mode="json")
-    return _under(consortium, _with(consortium.plan, noise_of_each(privacy)))
+    return _under(consortium, _constant(consortium.plan, noise_of_each(privacy)))
 
 
 def without_ledgers(consortium: Consortium) -> Consortium:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
+from oncofed_shared.features import column_ranges
 from oncofed_shared.messages import Head, Trial
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SurvivalTask, parse
 from oncofed_shared.scoring import dense, sparse
@@ -33,6 +35,7 @@ __all__ = [
     "Run",
     "SparseTables",
     "baseline_plan",
+    "by_constants",
     "could_train",
     "federated_roster",
     "folder_settings",
@@ -68,6 +71,7 @@ def baseline_plan(plan: Plan) -> Plan:
         return plan
     content = plan.model_dump(mode="json")
     if consortium:
+        content = by_constants(plan)
         content["privacy"] = noise_of_each(content["privacy"])
     return parse({**content, "strategy": content["strategy"] | plain})
 
@@ -75,7 +79,35 @@ def baseline_plan(plan: Plan) -> Plan:
 def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
     """A `[privacy]` table with noise over the consortium as one in which every site has all the noise, with the same bound."""
     kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
-    return {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
+    made = {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
+    spent = privacy.get("statistics_epsilon")
+    if isinstance(spent, float) and isinstance(made["epsilon"], float):
+        # What the study spends on statistics, an arm without them spends on its steps.
+        made["epsilon"] += spent
+    return made
+
+
+def by_constants(plan: Plan) -> dict[str, Any]:
+    """A plan's content in which nothing is learned from patients before training: its declared ranges in place of statistics.
+
+    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean.
+    """
+    content = plan.model_dump(mode="json")
+    if not content["privacy"].get("statistics_epsilon"):
+        return content
+    for name, modality in content["modalities"].items():
+        modality["missing"] = "mask" if modality["missing"] == "impute" else modality["missing"]
+        if modality["scaling"] not in {"zscore", "robust"}:
+            continue
+        modality["scaling"] = "constants"
+        numeric = {c: s for c, s in (modality["columns"] or {}).items() if s["kind"] == "numeric"}
+        for column, spec in numeric.items() if modality["columns"] else [("*", modality)]:
+            middle, half = column_ranges(plan, {name: (column,)})
+            spec |= {"center": float(middle[0]), "spread": float(half[0])}
+            spec.pop("knots", None)
+    if content["training"]["class_weights"] == "balanced":
+        content["training"]["class_weights"] = "none"
+    return content
 
 
 def open_site(

@@ -44,6 +44,7 @@ def merge(plan: Plan, cohorts: Sequence[Cohort], names: Sequence[str]) -> Cohort
         images={
             m: np.concatenate([voxels(c, m) for c in cohorts]) for m in plan.modalities if voxels_of(plan.modalities[m])
         },
+        hospital=np.repeat(np.arange(len(cohorts)), [len(c.patients) for c in cohorts]),
     )
 
 

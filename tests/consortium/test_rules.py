@@ -101,6 +101,7 @@ SENT = {
     "columns": {"values": ("a", "b")},
     "parameters": {"w": np.zeros(2)},
     "histogram": np.ones(3),
+    "statistics": np.zeros(0),
 }
 
 
@@ -114,6 +115,8 @@ SENT = {
         {"columns": {"values": ("b", "a")}},
         {"parameters": {"w": np.array([0.0, 1e-300])}},
         {"histogram": np.array([1.0, 1.0, 2.0])},
+        {"statistics": np.ones(1)},
+        {"histogram": np.ones(2), "statistics": np.ones(1)},
     ],
 )
 def test_rule_08_sites_that_were_sent_different_things_never_unmask(other):
@@ -312,6 +315,7 @@ def test_rule_11_what_stays_here_is_said_by_one_code_and_stays_charged(new_world
                 world.plan,
                 request,
                 columns=session.preparation.columns,
+                statistics=session.preparation.statistics,
                 size=session.whole.size,
                 charge=dataclasses.replace(
                     site.contributor.ledger.plans()[0].charges[0],
