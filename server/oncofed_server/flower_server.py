@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -29,7 +28,8 @@ from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.folder import Folder
-from oncofed_server.service.registry import enrolled
+from oncofed_server.service.bell import Ringer
+from oncofed_server.service.registry import gates
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
@@ -57,6 +57,7 @@ class _Driver:
         self.folder, self.place, self.study, self.grid = folder, place, place.study, grid
         self.key = folder.step_key_of(self.study.step_key)
         self.journal = Journal(place.journal, study=self.study.id)
+        self.bell = Ringer(folder)
         self.notes: list[dict[str, Any]] = list(place.status.get("notes", []))
         self.delivered: dict[str, str] = dict(place.status.get("delivered", {}))
         self._told: dict[str, Any] = {}
@@ -177,7 +178,7 @@ class _Driver:
         book = SightBook(self.study)
         for site, sight in self.journal.sights():
             book.take(sight, site=site)
-        courier = Courier(self.grid, self._nodes())
+        courier = Courier(self.grid, self._nodes(), sent=self.bell.ring)
         exchange = SealedExchange(
             asking,
             first,
@@ -209,7 +210,7 @@ class _Driver:
 
     def _nodes(self) -> dict[str, int]:
         """Flower's nodes of this study's sites, of those that are connected: known by the key that was enrolled, not by a name."""
-        keys = {_pem_or_raw(r.node_key): site for site, r in enrolled(self.folder).items()}
+        keys = gates(self.folder)
         found = {}
         for node in self.grid.get_nodes():
             site = keys.get(bytes(node.public_key))
@@ -270,11 +271,6 @@ class _Driver:
         if status != self._told and (at_once or now - self._told_at > TELL):
             self._told, self._told_at = status, now
             self.place.tell(status | {"at": round(time.time(), 1)})
-
-
-def _pem_or_raw(node_key: str) -> bytes:
-    """A gate's key in the form in which Flower tells it."""
-    return load_ssh_public_key(node_key.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def drive_study(folder: Path, study: str, grid: Grid) -> None:

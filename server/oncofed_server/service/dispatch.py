@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 import oncofed_server
+from oncofed_server.service.bell import Bell
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
 from oncofed_server.service.registry import enrolled, newest_roster
@@ -74,6 +75,10 @@ class Dispatcher:
 
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
+        with Bell(self.folder).listening():
+            self._look()
+
+    def _look(self) -> None:
         while not self.stop.wait(LOOK):
             try:
                 self._renewed_certificate()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from oncofed_server.service.folder import Folder, check_site_name
 from oncofed_shared.enrolment import EnrolmentRequest, read_enrolment_request, write_enrolment
@@ -14,7 +15,17 @@ from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.roster import RosterEpoch, read_roster, write_roster
 from oncofed_shared.storage import write_whole
 
-__all__ = ["Member", "check_plan_key", "enrol", "enrolled", "members", "newest_roster", "publish_roster", "revoke"]
+__all__ = [
+    "Member",
+    "check_plan_key",
+    "enrol",
+    "enrolled",
+    "gates",
+    "members",
+    "newest_roster",
+    "publish_roster",
+    "revoke",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +61,15 @@ def enrolled(folder: Folder) -> dict[str, EnrolmentRequest]:
             raise DataError(f"{path}: is the request of '{request.site}'; it was renamed")
         found[request.site] = request
     return found
+
+
+def gates(folder: Folder) -> dict[bytes, str]:
+    """Sites by the public key of their gate, in the form in which Flower tells and shows it (PEM)."""
+    shown = {}
+    for site, request in enrolled(folder).items():
+        key = load_ssh_public_key(request.node_key.encode())
+        shown[key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)] = site
+    return shown
 
 
 def members(folder: Folder) -> list[Member]:
