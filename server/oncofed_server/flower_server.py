@@ -42,8 +42,8 @@ from oncofed_shared.storage import dump_json, write_whole
 
 __all__ = ["app", "drive_study"]
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
-"""Seconds between two looks at the grid: the longer, the longer nothing has come."""
+FIRST_PAUSE, LONGEST_PAUSE, LONGER = 0.05, 0.4, 1.1
+"""Seconds between two looks at the grid: the longer, the longer nothing has come. An answer is found a tenth too late at most."""
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
 COUNT_SECONDS = 600.0
 MOST_NOTES = 50
@@ -203,7 +203,7 @@ class _Driver:
                 looked = now
                 courier.nodes = self._nodes()
             self._tell(status() | {"waiting": dict(exchange.waiting), "connected": sorted(courier.nodes)})
-            pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * 1.2)
+            pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * LONGER)
             if not moved:
                 time.sleep(pause)
         self._tell(status() | {"waiting": {}}, at_once=True)

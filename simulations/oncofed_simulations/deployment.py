@@ -27,7 +27,7 @@ import psutil
 
 from oncofed_client.daemon_client import healthy
 from oncofed_shared.errors import LocalProtocolError
-from oncofed_shared.processes import Descendants, dies_with_us, subreaper
+from oncofed_shared.processes import Descendants, dies_with_us, runs, subreaper
 from oncofed_shared.signed_study import read_study
 
 __all__ = ["Consortium", "Service", "free_port", "new_consortium", "resident", "wait_until"]
@@ -103,7 +103,7 @@ class Service:
         with contextlib.suppress(psutil.NoSuchProcess):
             if self.process is not None:
                 top = psutil.Process(self.process.pid)
-                return [top, *top.children(recursive=True)]
+                return [p for p in (top, *top.children(recursive=True)) if runs(p.pid)]
         return []
 
     def stop(self, patience: float = 60.0) -> int:

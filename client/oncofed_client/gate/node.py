@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.daemon_client import target
+from oncofed_client.gate.flower_parent import BIN
 from oncofed_shared.enrolment import Enrolment, read_enrolment
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.keeping import Program
@@ -80,7 +81,7 @@ class Gate:
             port = probe.getsockname()[1]
         settings = {"site": self.enrolment.site, "socket": str(self.socket.absolute())}
         return [
-            str(Path(sys.executable).with_name("flower-supernode")),
+            *(sys.executable, "-m", "oncofed_client.gate.flower_parent", "flower-supernode"),
             *("--superlink", self.enrolment.address),
             *("--root-certificates", str(self.home / "authority.pem")),
             *("--auth-supernode-private-key", str(self.key)),
@@ -129,13 +130,14 @@ def environment_of(given: Mapping[str, str], home: Path) -> dict[str, str]:
         - Of the given environment only `PASSED_ON` is in it.
         - Flower's telemetry, its search for updates and its installing of packages are switched off.
     """
-    # Flower finds its own programs by PATH.
-    path = os.pathsep.join([str(Path(sys.executable).parent), given.get("PATH", os.defpath)])
+    # Flower finds its own programs by PATH, and first the one that hands a relay's words to `flower_parent`.
+    path = os.pathsep.join([str(BIN), str(Path(sys.executable).parent), given.get("PATH", os.defpath)])
     passed = {name: given[name] for name in PASSED_ON if name in given}
     # Its processes talk to each other on this machine; a hospital's proxy is not for that.
     local = ",".join(filter(None, ["127.0.0.1,localhost", given.get("NO_PROXY", given.get("no_proxy"))]))
     own = {"PATH": path, "HOME": str(home), "FLWR_HOME": str(home / "flower"), "NO_PROXY": local, "no_proxy": local}
-    return passed | own | SILENT | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1"}
+    # A second thread for sums would be one more thread to copy.
+    return passed | own | SILENT | {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _why(code: int) -> str:
