@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 
 from oncofed_client.gate.fence import Fence, Way, can_be_fenced
-from oncofed_client.gate.node import open_gate
+from oncofed_client.gate.programs import gate_program, prepared
 from oncofed_shared.errors import ConfigError, OncofedError
 from oncofed_shared.keeping import Program, keep
 
@@ -38,10 +38,11 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        gate = open_gate(given.credentials, home=given.home.absolute(), socket=given.socket)
-        way = _way(gate.enrolment.address, given.fence, given.user)
+        home = given.home.absolute()
+        gate = prepared(given.credentials, home=home, socket=given.socket)
+        way = _way(gate.address, given.fence, given.user)
         open_file = None if way is None else way.theirs.fileno()
-        programs = [gate.program(os.environ, way=open_file, **_rights(given.user))]
+        programs = [gate_program(gate, home=home, environment=os.environ, way=open_file, **_rights(given.user))]
         if given.daemon is not None:
             programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
         keep(programs, stop=stop, say=_say, patience=PATIENCE)

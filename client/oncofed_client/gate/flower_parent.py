@@ -24,9 +24,8 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["BIN", "RELAYS", "complete", "main"]
+__all__ = ["RELAYS", "complete", "main"]
 
-BIN = Path(__file__).with_name("bin")
 RELAYS = "relays"
 """In the gate's home, the pipe on which relays are asked for: how many words, and the words, a line each."""
 SUPERNODE, SUPEREXEC, RELAY = "flower-supernode", "flower-superexec", "flwr-clientapp"
