@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -122,15 +123,26 @@ def resident(processes: Sequence[psutil.Process]) -> tuple[float, float]:
     """What processes have in memory, in MiB.
 
     Returns:
-        What they have together, each page that several share counted once among them (proportional set size), and the sum of
-        their resident sets, in which such a page counts as often as it is shared.
+        What they have together, and the sum of their resident sets, in which a page counts as often as it is shared among them.
+        Together: pages of no file, each divided among those that share it (that are all copies of one process, so they are ours);
+        and of every mapped file as much as the one of them has that has most of it. Other processes of the machine that have
+        mapped the same libraries make it no smaller.
     """
-    shared = whole = 0
+    alone = whole = 0
+    files: dict[str, int] = defaultdict(int)
     for process in processes:
-        with contextlib.suppress(psutil.Error):
-            memory = process.memory_full_info()
-            shared, whole = shared + memory.pss, whole + memory.rss
-    return shared / 2**20, whole / 2**20
+        with contextlib.suppress(psutil.Error, OSError):
+            mapped: dict[str, int] = defaultdict(int)
+            for each in process.memory_maps(grouped=False):
+                whole += each.rss
+                if each.path.startswith("/"):
+                    mapped[each.path] += each.rss - each.anonymous
+            rollup = (Path("/proc") / str(process.pid) / "smaps_rollup").read_text(encoding="ascii")
+            found = dict(re.findall(r"^(\w+): +(\d+) kB$", rollup, re.MULTILINE))
+            alone += (int(found["Pss_Anon"]) + int(found["Pss_Shmem"])) << 10
+            for path, size in mapped.items():
+                files[path] = max(files[path], size)
+    return (alone + sum(files.values())) / 2**20, whole / 2**20
 
 
 @dataclass(kw_only=True)

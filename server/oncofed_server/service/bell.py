@@ -21,17 +21,19 @@ from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import gates
 from oncofed_shared.errors import OncofedError
 
-__all__ = ["NOW", "PORT_FILE", "Bell", "Ringer", "Waiting"]
+__all__ = ["HOLD", "NOW", "PORT_FILE", "Bell", "Ringer", "Waiting"]
 
 NOW = "/v1/fleet/pull-messages/now"
 """Where a question is sent on to; the proxy passes it to the SuperLink."""
 PORT_FILE = "bell.port"
 KEY = "flwr-public-key"
 """The header in which a SuperNode shows its public key; the SuperLink checks that the key is its own."""
-# Flower's client gives up after 30 s.
 HOLD = 20.0
+"""Seconds that a question waits at most; Flower's client gives up after 30."""
 _AGAIN = 1.0
 _LONGEST = 256
+# No site is called this; the bell says it to itself.
+_END = ""
 
 
 class Waiting:
@@ -91,22 +93,31 @@ class Bell:
         self._folder, self.waiting = folder, Waiting()
         self._known: dict[bytes, str] = {}
         self._read = 0.0
+        self._over = False
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Serve until left. Without a port, or with one that is taken, the proxy does without a bell."""
         port = _port(self._folder)
         with contextlib.ExitStack() as stack:
+            try:
+                rings = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                rings.bind(("127.0.0.1", port or 0))
+                server = stack.enter_context(_Server(rings.getsockname(), _handler(self)))
+            except OSError:
+                port = None
             if port is not None:
-                with contextlib.suppress(OSError):
-                    server = stack.enter_context(_Server(("127.0.0.1", port), _handler(self)))
-                    rings = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                    rings.bind(("127.0.0.1", port))
-                    threading.Thread(target=self._hear, args=(rings,), daemon=True).start()
-                    threading.Thread(target=server.serve_forever, daemon=True).start()
-                    stack.callback(self.waiting.ring_all)
-                    stack.callback(server.shutdown)
+                hears = threading.Thread(target=self._hear, args=(rings,), daemon=True)
+                serves = threading.Thread(target=server.serve_forever, daemon=True)
+                for thread in (hears, serves):
+                    thread.start()
+                    stack.callback(thread.join)
+                stack.callback(server.shutdown)
+                stack.callback(Ringer(self._folder).ring, _END)
+                stack.callback(self.waiting.ring_all)
+            self._over = False
             yield
+            self._over = True
 
     def site_of(self, shown: str) -> str | None:
         """Whose gate shows a key; None for a stranger."""
@@ -121,9 +132,8 @@ class Bell:
         return self._known.get(key)
 
     def _hear(self, rings: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                self.waiting.ring(rings.recv(_LONGEST).decode(errors="replace"))
+        while (site := rings.recv(_LONGEST).decode(errors="replace")) != _END or not self._over:
+            self.waiting.ring(site)
 
 
 class Ringer:

@@ -9,15 +9,16 @@ SuperLink; without a bell it is asked at once.
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
-from oncofed_server.service.bell import NOW
+from oncofed_server.service.bell import HOLD, NOW
 from oncofed_server.service.folder import Folder, split_address
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["FLEET_PATHS", "configuration", "find_nginx", "write_proxy"]
+__all__ = ["FLEET_PATHS", "PULL", "configuration", "find_nginx", "write_proxy"]
 
 PULL = "/v1/fleet/pull-messages"
 
@@ -97,6 +98,7 @@ http {{
             proxy_set_header Content-Length "";
             proxy_set_header Connection close;
             proxy_connect_timeout 1s;
+            proxy_read_timeout {patience}s;
             error_page 502 504 = @now;
             proxy_pass http://127.0.0.1:{bell}/;
         }}
@@ -144,6 +146,7 @@ def configuration(folder: Folder, *, upstream: int, bell: int, as_root: bool) ->
         locations="".join(_LOCATION.format(path=path) for path in FLEET_PATHS if path != PULL),
         pull=PULL,
         now=NOW,
+        patience=math.ceil(HOLD + 5.0),
         bell=bell,
     )
 
