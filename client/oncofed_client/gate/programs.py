@@ -28,8 +28,8 @@ SILENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-# SuperExec looks for a message every twentieth of a second; the gate adds nothing up, so no library needs threads for sums.
-QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05", "OPENBLAS_NUM_THREADS": "1"}
+# SuperExec looks for a message every tenth of a second; the gate adds nothing up, so no library needs threads for sums.
+QUICK = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1", "OPENBLAS_NUM_THREADS": "1"}
 PASSED_ON = (
     "PATH", "PYTHONPATH", "LANG", "LC_ALL", "TZ", "TMPDIR", "SSL_CERT_DIR", "SSL_CERT_FILE",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy",
