@@ -27,8 +27,8 @@ from oncofed_server.journaled import JournaledRun, Numbered
 from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
-from oncofed_server.service.folder import Folder
 from oncofed_server.service.bell import Ringer
+from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import gates
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study

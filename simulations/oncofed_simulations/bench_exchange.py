@@ -162,7 +162,9 @@ def _stock(folder: Path, parameters: int) -> tuple[list[float], dict[str, float]
             wait_until(lambda: link.said("Uvicorn running|startup complete"), 120.0, link.tail)
             for name in keys:
                 _flwr(silent, "supernode", "register", str(folder / f"{name}.pub"), "o")
-            nodes = [Service(name=n, words=_supernode(folder, n, port), environment=_own(silent, folder, n)) for n in keys]
+            nodes = [
+                Service(name=n, words=_supernode(folder, n, port), environment=_own(silent, folder, n)) for n in keys
+            ]
             for node in nodes:
                 node.start()
             for node in nodes:

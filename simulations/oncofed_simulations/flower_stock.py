@@ -28,9 +28,7 @@ def _train(message: Message, context: Context) -> Message:
 def _main(grid: Grid, context: Context) -> None:
     sites = int(context.run_config["sites"])
     values = np.zeros(int(context.run_config["parameters"]), dtype=np.float32)
-    average = FedAvg(
-        fraction_evaluate=0.0, min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites
-    )
+    average = FedAvg(fraction_evaluate=0.0, min_train_nodes=sites, min_evaluate_nodes=sites, min_available_nodes=sites)
     average.start(
         grid=grid,
         initial_arrays=ArrayRecord([values]),

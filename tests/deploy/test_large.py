@@ -71,4 +71,6 @@ def test_a_model_of_200_megabytes_passes(tmp_path: Path, capsys: pytest.CaptureF
             (update,) = (r for r in receipts if r["kind"] == "Update")
             assert update["bytes"] >= MEGABYTES * 10**6
         with capsys.disabled():
-            print(f"\n{model.stat().st_size / 1e6:.0f} MB, {status['seconds']} s of the study, {status['bytes_down']} bytes down")
+            print(
+                f"\n{model.stat().st_size / 1e6:.0f} MB, {status['seconds']} s of the study, {status['bytes_down']} bytes down"
+            )

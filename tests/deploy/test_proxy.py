@@ -24,7 +24,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from oncofed_server.service.bell import NOW
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import environment, free_port, superlink_port
-
 from oncofed_server.service.proxy import FLEET_PATHS, PULL
 from oncofed_server.service.registry import enrol, revoke
 from oncofed_shared.enrolment import write_enrolment_request

@@ -1,4 +1,4 @@
-"""The parent of a gate's Flower processes: it imports Flower once, and SuperNode, SuperExec and each message's relay are copies of it.
+"""The parent of a gate's Flower processes: it imports Flower once; SuperNode, SuperExec and each message's relay are copies of it.
 
 `python -m oncofed_client.gate.flower_parent flower-supernode OPTIONS...`
 
@@ -35,7 +35,7 @@ _PATIENCE = 20.0
 _MOST_WORDS = 32
 _PIECE = 1 << 16
 _BY_SIGNAL = 128
-# prctl(2)
+# From linux/prctl.h.
 _DIE_WITH_PARENT, _SET_NAME = 1, 15
 _Command = Callable[[], object]
 

@@ -78,5 +78,3 @@ def check_enrolled(credentials: Path) -> None:
             f"{credentials}: has no {' and no '.join(missing)}; the site is not enrolled: "
             "'oncofed-site enrol request', and 'oncofed-site enrol install' for the answer"
         )
-
-

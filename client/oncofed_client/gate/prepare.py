@@ -1,4 +1,4 @@
-"""`python -m oncofed_client.gate.prepare CREDENTIALS HOME SOCKET`: reads a gate's enrolment, prepares its folder, says how to start it.
+"""`python -m oncofed_client.gate.prepare CREDENTIALS HOME SOCKET`: reads an enrolment, prepares a gate's folder, says how to start.
 
 A process of its own, because what it imports to check signatures and certificates would otherwise stay with the supervisor.
 """

@@ -164,7 +164,7 @@ def _handler(bell: Bell) -> Callable[..., BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
 
-        def do_POST(self) -> None:  # noqa: N802 - the library's name
+        def do_POST(self) -> None:
             site = bell.site_of(self.headers.get(KEY, ""))
             if site is not None:
                 bell.waiting.wait(site)

@@ -47,7 +47,7 @@ daemon off;
 pid {folder}/nginx.pid;
 error_log {log} warn;
 
-events {{ worker_connections 512; }}
+events {{ worker_connections 1024; }}
 
 http {{
     access_log off;
@@ -64,7 +64,7 @@ http {{
     keepalive_timeout 75s;
     merge_slashes off;
     limit_conn_zone $binary_remote_addr zone=clients:1m;
-    limit_conn clients 64;
+    limit_conn clients 256;
 
     upstream superlink {{
         server 127.0.0.1:{upstream};

@@ -178,7 +178,10 @@ def test_a_mistake_gives_one_line_and_a_code(tmp_path):
 # -- relays as copies ---------------------------------------------------------------------------------------------------------
 
 
-@given(lists=st.lists(st.lists(st.text("ab -/=.", max_size=9), min_size=1, max_size=6), max_size=5), cut=st.integers(0, 200))
+@given(
+    lists=st.lists(st.lists(st.text("ab -/=.", max_size=9), min_size=1, max_size=6), max_size=5),
+    cut=st.integers(0, 200),
+)
 def test_words_come_out_of_the_pipe_as_they_went_in_however_they_are_cut(lists, cut):
     whole = "".join("".join(f"{line}\n" for line in (len(words), *words)) for words in lists).encode()
     kept = bytearray(whole[:cut])

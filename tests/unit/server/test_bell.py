@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.client
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def test_of_a_site_one_question_waits_the_newest():
 
 
 @pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, str, int]]:
+def hub(tmp_path_factory: pytest.TempPathFactory) -> tuple[Folder, str, int]:
     """A folder with one site enrolled, what its gate shows, and the port of its bell."""
     root = tmp_path_factory.mktemp("hub") / "hub"
     folder = Folder.create(root, name="hub", address="127.0.0.1:9", plan_key=public_of(PLAN_KEY), now=time.time())
@@ -88,7 +87,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Folder, str,
     shown = key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     assert gates(folder) == {shown: "A"}
     (folder.run / PORT_FILE).write_text(str(free_port()))
-    yield folder, base64.b64encode(shown).decode(), int((folder.run / PORT_FILE).read_text())
+    return folder, base64.b64encode(shown).decode(), int((folder.run / PORT_FILE).read_text())
 
 
 def ask(port: int, shown: str | None, method: str = "POST") -> tuple[int, str | None]:
