@@ -6,14 +6,18 @@ the daemon, signatures and receipts. `python -m oncofed_simulations.bench exchan
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
+import psutil
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
@@ -31,6 +35,7 @@ NAMES = tuple(f"site-{i + 1}" for i in range(SITES))
 STUDY = Path(__file__).resolve().parents[1] / "studies" / "exchange.toml"
 PATIENCE = 900.0
 IDLE = 8.0
+_GLANCE = 0.4
 ASKED = r"Receiving: (query\.oncofed_step|train) message"
 STAGES = (
     ("the site is asked again", r"Sent successfully", ASKED),
@@ -104,13 +109,18 @@ def _ours(folder: Path) -> tuple[list[float], list[Measure], int]:
         consortium.join(NAMES)
         study = consortium.submit(STUDY, NAMES)
         consortium.start(NAMES)
-        status = consortium.finish(study, PATIENCE)
+        site, over = consortium.sites[NAMES[0]], threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            seen = pool.submit(_relays, site, over)
+            try:
+                status = consortium.finish(study, PATIENCE)
+            finally:
+                over.set()
         if status["phase"] != "done":
             raise SystemExit(f"the study ended as {status['phase']}: {status.get('why')}")
-        site = consortium.sites[NAMES[0]]
         rows = [Measure(name=f"exchange: {name}", value=value, unit="s") for name, value in stages(site).items()]
         time.sleep(IDLE)
-        rows += _memory(site)
+        rows += [*_memory(site), seen.result()]
         return intervals(site), rows, _parameters(consortium, study)
 
 
@@ -124,6 +134,19 @@ def _memory(site: Service) -> list[Measure]:
         note = f"{len(processes)} processes, shared pages once; sum of resident sets {whole:.0f}"
         rows.append(Measure(name=f"{name}, idle", value=shared, unit="MiB", goal=goal, note=note))
     return rows
+
+
+def _relays(site: Service, over: threading.Event) -> Measure:
+    """The largest resident set of a message's relay that was seen, with all that it shares with its parent."""
+    most, alone = 0, 0
+    while not over.wait(_GLANCE):
+        for process in site.tree():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "flwr-clientapp":
+                    memory = process.memory_full_info()
+                    most, alone = max(most, memory.rss), max(alone, memory.uss)
+    note = f"resident set, shared pages too; its own pages {alone / 2**20:.0f}"
+    return Measure(name="relay", value=most / 2**20, unit="MiB", goal=120.0, note=note)
 
 
 def _parameters(consortium: Consortium, study: str) -> int:
