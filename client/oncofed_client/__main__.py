@@ -12,10 +12,8 @@ import typer
 from rich.console import Console
 
 from oncofed_client import commands_doctor, commands_records, commands_start, commands_study
-from oncofed_client.check import check_study, inventory
 from oncofed_client.commands_enrol import enrol_app
 from oncofed_client.commands_predict import predict
-from oncofed_client.init import propose_settings, write_settings
 from oncofed_client.options import Folder, OwnState, State
 from oncofed_client.prepare.cache import state_folder
 from oncofed_client.settings import (
@@ -26,7 +24,6 @@ from oncofed_client.settings import (
     settings_from_study,
     settings_from_text,
 )
-from oncofed_client.show import show_check, show_inventory
 from oncofed_client.whereabouts import site_place
 from oncofed_shared.errors import ExitCode, OncofedError
 from oncofed_shared.plan import Plan, load
@@ -58,6 +55,8 @@ def _commands() -> None:
 @app.command()
 def init(folder: Folder) -> None:
     """Write a commented site.toml for a folder of tables; consent is left to you."""
+    from oncofed_client.init import write_settings  # noqa: PLC0415 - looks into images, as `check`
+
     target = write_settings(folder)
     typer.echo(f"{target} written. Nobody may enter until you fill in [consent].")
     typer.echo(f"Read it, correct it, then run: oncofed-site check {folder}")
@@ -73,6 +72,10 @@ def check(
     state: OwnState = None,
 ) -> None:
     """Say what a folder holds and, with a study, whether that can run here."""
+    # It looks into images; what reads them takes 90 MiB, which a daemon would keep.
+    from oncofed_client.check import check_study, inventory  # noqa: PLC0415
+    from oncofed_client.show import show_check, show_inventory  # noqa: PLC0415
+
     console = Console(highlight=False)
     plan = None if study is None else load(study)
     settings = _settings(folder, plan)
@@ -149,6 +152,8 @@ def _settings(folder: Path, plan: Plan | None) -> SiteSettings:
         return load_settings(folder)
     if plan is not None and plan.simulation.site is not None:
         return settings_from_study(plan.simulation.site, folder)
+    from oncofed_client.init import propose_settings  # noqa: PLC0415 - looks into images, as `check`
+
     text = propose_settings(folder)
     typer.echo(f"No {SETTINGS_FILE} here; going by what `oncofed-site init {folder}` would write.")
     return settings_from_text(text, f"{folder}: proposed {SETTINGS_FILE}")

@@ -22,7 +22,8 @@ from oncofed_client.doctor import examine
 from oncofed_client.doctor_check import Verdict
 from oncofed_client.gate.credentials import hand_over
 from oncofed_client.gate.fence import Fence
-from oncofed_client.gate.node import check_enrolled, environment_of
+from oncofed_client.gate.node import check_enrolled
+from oncofed_client.gate.programs import environment_of
 from oncofed_client.log_lines import say
 from oncofed_client.metrics_file import EVERY_SECONDS, check_folder, kept
 from oncofed_client.no_network import NO_WAY_OUT, interfaces, leave_network

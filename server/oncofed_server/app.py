@@ -60,10 +60,13 @@ class Courier:
 
     Args:
         nodes: Flower's node for each site; may change while messages are under way.
+        sent: told to which site a message has been taken.
     """
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int]) -> None:
-        self._grid, self.nodes = grid, nodes
+    def __init__(
+        self, grid: Grid, nodes: Mapping[str, int], *, sent: Callable[[str], None] = lambda site: None
+    ) -> None:
+        self._grid, self.nodes, self._told = grid, nodes, sent
         self._sent: dict[str, _Sent] = {}
 
     @property
@@ -82,6 +85,7 @@ class Courier:
         accepted = [identity for identity in self._grid.push_messages(message) if identity]
         if accepted:
             self._sent[accepted[0]] = _Sent(site=site, ticket=ticket, since=time.perf_counter())
+            self._told(site)
         return bool(accepted)
 
     def fetch(self) -> Iterator[Arrived]:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -27,9 +26,10 @@ from oncofed_server.journaled import JournaledRun, Numbered
 from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
 from oncofed_server.secure_aggregator import aggregator_for
+from oncofed_server.service.bell import Ringer
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.log_lines import say
-from oncofed_server.service.registry import gate_keys
+from oncofed_server.service.registry import gates
 from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
@@ -42,8 +42,8 @@ from oncofed_shared.storage import dump_json, write_whole
 
 __all__ = ["app", "drive_study"]
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
-"""Seconds between two looks at the grid: the longer, the longer nothing has come."""
+FIRST_PAUSE, LONGEST_PAUSE, LONGER = 0.05, 0.4, 1.1
+"""Seconds between two looks at the grid: the longer, the longer nothing has come. An answer is found a tenth too late at most."""
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
 SAME_DEADLINE = 0.5
 COUNT_SECONDS = 600.0
@@ -59,6 +59,7 @@ class _Driver:
         self.folder, self.place, self.study, self.grid = folder, place, place.study, grid
         self.key = folder.step_key_of(self.study.step_key)
         self.journal = Journal(place.journal, study=self.study.id)
+        self.bell = Ringer(folder)
         self.notes: list[dict[str, Any]] = list(place.status.get("notes", []))
         self.delivered: dict[str, str] = dict(place.status.get("delivered", {}))
         self._told: dict[str, Any] = {}
@@ -200,7 +201,7 @@ class _Driver:
         book = SightBook(self.study)
         for site, sight in self.journal.sights():
             book.take(sight, site=site)
-        courier = Courier(self.grid, self._nodes())
+        courier = Courier(self.grid, self._nodes(), sent=self.bell.ring)
         exchange = SealedExchange(
             asking,
             first,
@@ -225,7 +226,7 @@ class _Driver:
                 looked = now
                 courier.nodes = self._nodes()
             self._tell(status() | self._awaited(asking, exchange) | {"connected": sorted(courier.nodes)})
-            pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * 1.2)
+            pause = FIRST_PAUSE if moved else min(LONGEST_PAUSE, pause * LONGER)
             if not moved:
                 time.sleep(pause)
         self._tell(status() | {"waiting": {}}, at_once=True)
@@ -246,7 +247,7 @@ class _Driver:
 
     def _nodes(self) -> dict[str, int]:
         """Flower's nodes of this study's sites, of those that are connected: known by the key that was enrolled, not by a name."""
-        keys = {_pem_or_raw(key): site for key, site in gate_keys(self.folder, now=time.time()).items()}
+        keys = gates(self.folder, now=time.time())
         newest_last = list(keys)
         found = {}
         nodes = [node for node in self.grid.get_nodes() if bytes(node.public_key) in keys]
@@ -311,11 +312,6 @@ class _Driver:
         if status != self._told and (at_once or now - self._told_at > TELL):
             self._told, self._told_at = status, now
             self.place.tell(status | {"at": round(time.time(), 1)})
-
-
-def _pem_or_raw(node_key: str) -> bytes:
-    """A gate's key in the form in which Flower tells it."""
-    return load_ssh_public_key(node_key.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def drive_study(folder: Path, study: str, grid: Grid) -> None:

@@ -21,6 +21,7 @@ import torch
 from oncofed_shared.plan import load
 from oncofed_simulations.bare import Workload
 from oncofed_simulations.bench_crowd import crowd_memory, crowd_round
+from oncofed_simulations.bench_exchange import exchange
 from oncofed_simulations.bench_measure import MEBIBYTE, Measure
 from oncofed_simulations.bench_noise import sampler
 from oncofed_simulations.bench_prepare import preprocessing
@@ -107,6 +108,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "noise": sampler,
     "secagg": secure_sums,
     "sizes": preset_steps,
+    "exchange": exchange,
 }
 
 

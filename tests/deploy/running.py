@@ -233,7 +233,7 @@ class Consortium:
     def words(self, role: str, *words: object) -> list[str]:
         return [sys.executable, "-m", f"oncofed_{role}", *map(str, words)]
 
-    def call(self, role: str, *words: object, code: int = 0, patience: float = 120.0) -> str:
+    def call(self, role: str, *words: object, code: int = 0, patience: float = 300.0) -> str:
         """A command as a person types it, and what it printed."""
         ended = subprocess.run(
             self.words(role, *words),
@@ -249,10 +249,10 @@ class Consortium:
         assert "Traceback" not in ended.stderr, said
         return ended.stdout + ended.stderr if code else ended.stdout
 
-    def site(self, *words: object, code: int = 0, patience: float = 120.0) -> str:
+    def site(self, *words: object, code: int = 0, patience: float = 300.0) -> str:
         return self.call("client", *words, code=code, patience=patience)
 
-    def aggregator(self, *words: object, code: int = 0, patience: float = 120.0) -> str:
+    def aggregator(self, *words: object, code: int = 0, patience: float = 300.0) -> str:
         return self.call("server", *words, "--dir", self.hub, code=code, patience=patience)
 
     def service(self, name: str, role: str, *words: object) -> Service:

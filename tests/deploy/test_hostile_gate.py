@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 from running import Consortium, Hospital, new_consortium, ready  # noqa: E402 - lies beside this file
 
 from oncofed_client.daemon_client import healthy  # noqa: E402
-from oncofed_client.gate.node import environment_of  # noqa: E402
+from oncofed_client.gate.programs import environment_of  # noqa: E402
 from oncofed_client.identity import identity_of  # noqa: E402
 from oncofed_shared.sealed import REFUSED  # noqa: E402
 from oncofed_simulations.synthetic import write_cohort  # noqa: E402

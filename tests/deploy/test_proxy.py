@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from oncofed_server.service.bell import NOW
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import environment, free_port, superlink_port
-from oncofed_server.service.proxy import FLEET_PATHS
+from oncofed_server.service.proxy import FLEET_PATHS, PULL
 from oncofed_server.service.registry import enrol, revoke
 from oncofed_shared.enrolment import write_enrolment_request
 from oncofed_shared.public_keys import public_of
@@ -140,10 +141,10 @@ def test_of_the_superlink_only_the_fleet_paths_are_reachable(service: Service) -
         assert service.ask(path, method="GET") == 404, path
 
 
-@pytest.mark.parametrize("path", FLEET_PATHS)
+@pytest.mark.parametrize("path", [*FLEET_PATHS, NOW])
 def test_a_fleet_path_gets_through_and_asks_for_a_registered_key(service: Service, path: str) -> None:
-    # 401: the SuperLink itself has answered, for want of a node's signature.
-    assert service.ask(path) == 401
+    # 401: the SuperLink itself has answered, for want of a node's signature. The bell sends a stranger on to it at once.
+    assert service.ask(path) == (307 if path == PULL else 401)
     assert service.ask(path, method="GET") == 405
 
 
@@ -171,7 +172,7 @@ def test_no_spelling_of_a_path_reaches_anything_else(service: Service, target: s
     before = log.stat().st_size
     status = service.ask(target)
     # Refused by the proxy, or passed on as the very Fleet path, where a node's signature is missing.
-    assert status in {400, 401, 404}
+    assert status in {307, 400, 401, 404}
     seen = [line for line in log.read_bytes()[before:].decode().splitlines() if "POST" in line]
     assert [line for line in seen if not any(f'"POST {p} HTTP' in line for p in FLEET_PATHS)] == []
 
@@ -279,6 +280,14 @@ def test_a_renewed_certificate_is_shown_without_a_restart(service: Service) -> N
     time.sleep(0.05)
     service.folder.make_certificates(now=time.time())
     _wait("the new certificate", lambda: shown() != before)
+
+
+def test_without_a_bell_the_superlink_is_asked_at_once(service: Service) -> None:
+    (dispatcher,) = (p for p in psutil.Process(service.process.pid).children() if "dispatch" in p.cmdline())
+    dispatcher.kill()
+    assert service.ask(PULL) == 401
+    assert service.ask(PULL, method="GET") == 405
+    _wait("the bell is back", lambda: service.ask(PULL) == 307)
 
 
 def test_killed_programs_are_started_again_and_the_node_comes_back(service: Service) -> None:

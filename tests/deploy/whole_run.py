@@ -174,7 +174,9 @@ def weigh(run: WholeRun) -> None:
         for process in service.tree():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
                 line = process.cmdline()
-                named = [w for w in WEIGHED if any(p == w or p.endswith(f"/{w}") for p in line[:7])]
+                # A copy of the gate's parent has its words, and the name of what it has become.
+                named = [w for w in WEIGHED if process.name() == w[:15]]
+                named += [w for w in WEIGHED if any(p == w or p.endswith(f"/{w}") for p in line[:7])]
                 if named:
                     size = process.memory_info().rss >> 20
                     run.memory[named[0]] = max(size, run.memory.get(named[0], 0))

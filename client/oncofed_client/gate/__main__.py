@@ -14,11 +14,10 @@ from pathlib import Path
 from threading import Event
 
 from oncofed_client.gate.fence import Fence, Way, can_be_fenced
-from oncofed_client.gate.node import open_gate
+from oncofed_client.gate.programs import gate_program, prepared
 from oncofed_client.log_lines import say
-from oncofed_client.metrics_file import ProgramFigures, kept
 from oncofed_shared.errors import ConfigError, OncofedError
-from oncofed_shared.keeping import Program, keep
+from oncofed_shared.keeping import Note, Program, keep
 
 __all__ = ["main"]
 
@@ -43,15 +42,15 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        gate = open_gate(given.credentials, home=given.home.absolute(), socket=given.socket)
-        way = _way(gate.enrolment.address, given.fence, given.user)
+        home = given.home.absolute()
+        gate = prepared(given.credentials, home=home, socket=given.socket)
+        way = _way(gate.address, given.fence, given.user)
         open_file = None if way is None else way.theirs.fileno()
-        programs = [gate.program(os.environ, way=open_file, **_rights(given.user))]
+        programs = [gate_program(gate, home=home, environment=os.environ, way=open_file, **_rights(given.user))]
         if given.daemon is not None:
             programs.insert(0, Program(name="daemon", command=lambda: given.daemon, environment=os.environ))
-        figures = ProgramFigures(tuple(p.name for p in programs), say=say)
-        with _written(given.metrics, figures):
-            keep(programs, stop=stop, say=lambda text: None, patience=PATIENCE, note=figures.note)
+        with _noted(given.metrics, tuple(p.name for p in programs)) as note:
+            keep(programs, stop=stop, say=lambda text: None, patience=PATIENCE, note=note)
     except OncofedError as error:
         sys.stderr.write("".join(f"oncofed-gate: {line}\n" for line in error.problems))
         sys.exit(error.exit_code)
@@ -82,10 +81,16 @@ def _rights(user: str | None) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def _written(folder: Path | None, figures: ProgramFigures) -> Iterator[None]:
-    """What keeps the programs writes their figures, if anybody wants them; what runs inside the gate has no part in it."""
-    with contextlib.nullcontext() if folder is None else kept(folder / "oncofed-gate.prom", figures):
-        yield
+def _noted(folder: Path | None, names: tuple[str, ...]) -> Iterator[Note]:
+    """What is told of the programs: the log, and figures if anybody wants them; what runs in the gate has no part in it."""
+    if folder is None:
+        yield say
+        return
+    from oncofed_client.metrics_file import ProgramFigures, kept  # noqa: PLC0415 - as much memory again as all of this
+
+    figures = ProgramFigures(names, say=say)
+    with kept(folder / "oncofed-gate.prom", figures):
+        yield figures.note
 
 
 def _say(text: str) -> None:

@@ -34,7 +34,6 @@ from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
-from pydicom.datadict import tag_for_keyword
 
 from oncofed_shared.strict import Frozen
 
@@ -141,7 +140,7 @@ class SeriesRule(Frozen):
             problems.append("modality must say CT, MR or PT")
         if self.files and self.kind is None:
             problems.append("files also needs kind = CT, MR or PT")
-        problems += [f"header.{k}: is no DICOM keyword" for k in self.header if tag_for_keyword(k) is None]
+        problems += [f"header.{k}: is no DICOM keyword" for k in self.header if not _is_keyword(k)]
         problems += [
             f"header.{k}: expected [lowest, highest]"
             for k, v in self.header.items()
@@ -231,3 +230,10 @@ class ImagingSettings(Frozen):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+
+def _is_keyword(name: str) -> bool:
+    # With it come decoders of pixels, 20 MiB, and only rules on headers need its table.
+    from pydicom.datadict import tag_for_keyword  # noqa: PLC0415
+
+    return tag_for_keyword(name) is not None

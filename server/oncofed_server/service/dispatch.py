@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 import oncofed_server
+from oncofed_server.service.bell import Bell
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
 from oncofed_server.service.registry import gate_keys
@@ -82,7 +83,8 @@ class Dispatcher:
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
         try:
-            self._look()
+            with Bell(self.folder).listening():
+                self._look()
         finally:
             if self._listing is not None:
                 self._listing.kill()

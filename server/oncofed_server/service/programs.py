@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from oncofed_server.service.bell import PORT_FILE
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.proxy import find_nginx, write_proxy
 from oncofed_shared.keeping import Program
@@ -68,7 +69,9 @@ def programs(folder: Folder, *, given: Mapping[str, str], port: int, logs: Calla
     keys = folder.keys
     write_whole(folder.run / "superlink.port", str(port).encode())
     write_whole(folder.run / HOME / "config.toml", _connection(folder, port).encode(), private=True)
-    config = write_proxy(folder, upstream=port, as_root=os.geteuid() == 0)
+    bell = free_port()
+    write_whole(folder.run / PORT_FILE, str(bell).encode())
+    config = write_proxy(folder, upstream=port, bell=bell, as_root=os.geteuid() == 0)
 
     def superlink() -> list[str]:
         return _logged(

@@ -1,21 +1,26 @@
-"""nginx in front of the SuperLink: the only thing that the network can reach, and it knows ten paths.
+"""nginx in front of the SuperLink: the only thing that the network can reach, and it knows eleven paths.
 
 The SuperLink serves Fleet API (SuperNodes), Runtime API (ServerApps) and Control API (`flwr run`) on one port, and its Control
 API is open to whoever holds the CA's certificate. So it listens on 127.0.0.1, and the proxy passes on what a registered
 SuperNode asks for, path by path. A path is compared whole, and what goes on is the constant that was compared, never what the
-client has written.
+client has written. A gate's question for messages waits at the bell (`bell`) and is then sent on to `NOW`, which asks the
+SuperLink; without a bell it is asked at once.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
+from oncofed_server.service.bell import HOLD, NOW
 from oncofed_server.service.folder import Folder, split_address
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.storage import write_whole
 
-__all__ = ["FLEET_PATHS", "configuration", "find_nginx", "write_proxy"]
+__all__ = ["FLEET_PATHS", "PULL", "configuration", "find_nginx", "write_proxy"]
+
+PULL = "/v1/fleet/pull-messages"
 
 FLEET_PATHS = tuple(
     f"/v1/fleet/{name}"
@@ -42,7 +47,7 @@ daemon off;
 pid {folder}/nginx.pid;
 error_log {log} warn;
 
-events {{ worker_connections 512; }}
+events {{ worker_connections 1024; }}
 
 http {{
     access_log off;
@@ -59,7 +64,7 @@ http {{
     keepalive_timeout 75s;
     merge_slashes off;
     limit_conn_zone $binary_remote_addr zone=clients:1m;
-    limit_conn clients 64;
+    limit_conn clients 256;
 
     upstream superlink {{
         server 127.0.0.1:{upstream};
@@ -84,7 +89,26 @@ http {{
         proxy_next_upstream off;
 
         location / {{ return 404; }}
-{locations}    }}
+{locations}
+        location = {pull} {{
+            if ($request_method != POST) {{ return 405; }}
+            set $args "";
+            set $asked {pull};
+            proxy_pass_request_body off;
+            proxy_set_header Content-Length "";
+            proxy_set_header Connection close;
+            proxy_connect_timeout 1s;
+            proxy_read_timeout {patience}s;
+            error_page 502 504 = @now;
+            proxy_pass http://127.0.0.1:{bell}/;
+        }}
+        location = {now} {{
+            if ($request_method != POST) {{ return 405; }}
+            set $args "";
+            proxy_pass https://superlink{pull};
+        }}
+        location @now {{ proxy_pass https://superlink$asked; }}
+    }}
 }}
 """
 _LOCATION = """\
@@ -96,11 +120,12 @@ _LOCATION = """\
 """
 
 
-def configuration(folder: Folder, *, upstream: int, as_root: bool) -> str:
+def configuration(folder: Folder, *, upstream: int, bell: int, as_root: bool) -> str:
     """Nginx's configuration.
 
     Args:
         upstream: the SuperLink's port on 127.0.0.1.
+        bell: the bell's.
         as_root: whether nginx is started by root, whose workers would become another user that cannot read its files.
     """
     for path in (folder.run, folder.keys):
@@ -118,17 +143,21 @@ def configuration(folder: Folder, *, upstream: int, as_root: bool) -> str:
         body=settings.body_megabytes,
         upstream=upstream,
         listen=settings.listen or f"0.0.0.0:{port}",
-        locations="".join(_LOCATION.format(path=path) for path in FLEET_PATHS),
+        locations="".join(_LOCATION.format(path=path) for path in FLEET_PATHS if path != PULL),
+        pull=PULL,
+        now=NOW,
+        patience=math.ceil(HOLD + 5.0),
+        bell=bell,
     )
 
 
-def write_proxy(folder: Folder, *, upstream: int, as_root: bool) -> Path:
+def write_proxy(folder: Folder, *, upstream: int, bell: int, as_root: bool) -> Path:
     """Write the configuration and the folders that it names; its path."""
     place = folder.run / "proxy"
     for name in ("body", "proxy", "fastcgi", "uwsgi", "scgi"):
         (place / name).mkdir(mode=0o700, parents=True, exist_ok=True)
     target = place / "nginx.conf"
-    write_whole(target, configuration(folder, upstream=upstream, as_root=as_root).encode(), private=True)
+    write_whole(target, configuration(folder, upstream=upstream, bell=bell, as_root=as_root).encode(), private=True)
     return target
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 
 from oncofed_server.service.folder import Folder, check_site_name
 from oncofed_shared.enrolment import EnrolmentRequest, read_enrolment_request, write_enrolment
@@ -23,6 +24,7 @@ __all__ = [
     "enrolled",
     "former_requests",
     "gate_keys",
+    "gates",
     "members",
     "newest_roster",
     "publish_roster",
@@ -100,6 +102,14 @@ def _former_keys(folder: Folder, sites: Mapping[str, bytes], never: Collection[b
         if site in sites and key != sites[site] and key not in never and key in lately | named:
             found[site] = tuple(dict.fromkeys((*found.get(site, ()), key)))
     return found
+
+
+def gates(folder: Folder, *, now: float) -> dict[bytes, str]:
+    """Sites by `gate_keys`, in the form in which Flower tells and shows a key (PEM); the newest last."""
+    return {
+        load_ssh_public_key(key.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo): site
+        for key, site in gate_keys(folder, now=now).items()
+    }
 
 
 def members(folder: Folder) -> list[Member]:
