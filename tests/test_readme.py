@@ -20,7 +20,8 @@ from oncofed_simulations.run import Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = {str(p.relative_to(ROOT)): p for p in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])}
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").glob("*.md")]
+DOCUMENTS = {str(p.relative_to(ROOT)): p for p in sorted(PAGES)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^|\n)\n((?:(?: {4}[^\n]*)?(?:\n|$))+)")
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -108,7 +109,13 @@ def test_a_command_in_a_sentence_exists(line):
 def test_the_documents_do_call_the_commands():
     called = {command_line(line)[0] for _, line in CALLS}
     assert called == set(scripts())
-    assert {name for name, _ in CALLS} >= {"README.md", "docs/site.md"}
+    assert {name for name, _ in CALLS} >= {
+        "README.md",
+        "docs/site.md",
+        "docs/aggregator.md",
+        "deploy/README.md",
+        "deploy/RUNBOOK.md",
+    }
 
 
 def test_the_readme_lists_every_command_and_every_option_of_run():
