@@ -28,16 +28,29 @@ def epoch_begin(
         list[Path] | None,
         typer.Option("--witness", metavar="FILE", help="The newest head that the aggregator, or a peer, has seen."),
     ] = None,
+    old: Annotated[
+        Path | None,
+        typer.Option(
+            "--old", metavar="DIR", help="State under an identity that was revoked: take over what it has spent."
+        ),
+    ] = None,
     state: OwnState = None,
 ) -> None:
-    """Go on with a restored ledger: what was open is spent, and what others have seen of it is charged."""
+    """Go on with a restored ledger, or with an old identity's: what was open is spent, what others have seen is charged."""
     # The accountant takes a second to import, and the other commands need it not.
-    from oncofed_client.restoring import begin_epoch  # noqa: PLC0415
+    from oncofed_client.restoring import begin_epoch, take_over  # noqa: PLC0415
 
-    place = site_place(folder, state)
-    begun = begin_epoch(place.state, witnesses=tuple(witness or ()), out=out, now=time.time())
+    if old is not None and witness:
+        raise typer.BadParameter(
+            "--witness is of a restored ledger, --old of one that a new identity takes over; give one"
+        )
+    place, now = site_place(folder, state), time.time()
+    if old is None:
+        begun = begin_epoch(place.state, witnesses=tuple(witness or ()), out=out, now=now)
+    else:
+        begun = take_over(place.state, old=old, out=out, now=now)
     typer.echo(f"Epoch {begun.epoch} has begun; every study that was approved before is over at this site.")
-    if not witness:
+    if old is None and not witness:
         typer.echo("No witness was given: only what this copy has kept of others' signatures is charged.")
     typer.echo(f"{out} written: the aggregator signs it with `oncofed-aggregator witness SITE --head {out.name}`.")
     typer.echo(f"Until its answer is taken nothing is answered: oncofed-site epoch witness {folder} FILE")

@@ -1,4 +1,6 @@
-"""A ledger that came back from a backup: its new epoch, and the signature that lets the site speak again (docs/ledger.md)."""
+"""A ledger that came back from a backup, or that a site with a new identity takes over: its new epoch, and the signature that lets
+the site speak again (docs/ledger.md).
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oncofed_client.enrol import installed
-from oncofed_client.identity import identity_of
+from oncofed_client.identity import identity_of, public_half
 from oncofed_client.known_rosters import newest_roster
 from oncofed_client.ledger import LEDGER_FILE, Ledger
+from oncofed_client.ledger_verify import read_account
 from oncofed_shared.enrolment import Enrolment
 from oncofed_shared.errors import ConfigError, DataError, RemoteProtocolError
 from oncofed_shared.files import read_bounded
 from oncofed_shared.storage import write_whole
 from oncofed_shared.witness import MAX_WITNESS, Witness
 
-__all__ = ["Begun", "begin_epoch", "take_witness"]
+__all__ = ["Begun", "begin_epoch", "take_over", "take_witness"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,33 @@ def begin_epoch(state: Path, *, witnesses: tuple[Path, ...], out: Path, now: flo
     seen = [_read(w) for w in witnesses]
     made = Ledger.begin_epoch(path, site=enrolment.site, key=identity_of(state), now=now, witnesses=seen)
     with closing(made) as ledger:
+        begun = Begun(epoch=ledger.epoch, silent=ledger.silent)
+        write_whole(out, ledger.head())
+    return begun
+
+
+def take_over(state: Path, *, old: Path, out: Path, now: float) -> Begun:
+    """Begin the ledger of a new identity with what was spent under the old one, and write its head for the aggregator to sign.
+
+    Args:
+        state: the site's, enrolled anew and without a ledger.
+        old: its state under the old identity, which is only read.
+        out: where the head goes.
+        now: seconds since 1970.
+
+    Guarantees:
+        - The new ledger counts at least what the old one counted, what was open there with all its steps.
+
+    Raises:
+        ConfigError: the site is not enrolled, or the old state is another site's.
+        DataError: the old ledger is absent, or not sound.
+        StorageError: there is a new ledger already, or it cannot be written.
+    """
+    enrolment, account = _enrolled(state), read_account(_ledger_of(old), public_half(old))
+    if account.site != enrolment.site:
+        raise ConfigError(f"{old}: is the state of {account.site}; this site is enrolled as {enrolment.site}")
+    path, key = state / LEDGER_FILE, identity_of(state)
+    with closing(Ledger.succeed(path, site=enrolment.site, key=key, now=now, spent=account.total())) as ledger:
         begun = Begun(epoch=ledger.epoch, silent=ledger.silent)
         write_whole(out, ledger.head())
     return begun
