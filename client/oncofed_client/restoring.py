@@ -1,6 +1,4 @@
-"""A ledger that came back from a backup, or that a site with a new identity takes over: its new epoch, and the signature that lets
-the site speak again (docs/ledger.md).
-"""
+"""A ledger from a backup, or one that a new identity takes over: its new epoch, and who lets the site speak (docs/ledger.md)."""
 
 from __future__ import annotations
 
