@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -233,3 +234,14 @@ def test_folders_of_the_recipe_belong_to_the_users_of_the_compose_file() -> None
     daemon, gate = (COMPOSE["services"][n]["user"].split(":") for n in ("daemon", "gate"))
     assert (words[words.index("--owner") + 1], words[words.index("--group") + 1]) == (daemon[0], gate[1])
     assert words[words.index("--mode") + 1] == "2750"
+
+
+def test_a_machine_that_cannot_build_images_is_told_why(tmp_path: Path) -> None:
+    """With a path on which there is neither buildah nor debootstrap."""
+    for name in ("sh", "realpath", "dirname", "id"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    words = [str(tmp_path / "sh"), str(DEPLOY / "images.sh"), str(tmp_path), str(tmp_path / "out")]
+    ended = subprocess.run(words, check=False, capture_output=True, text=True, env={"PATH": str(tmp_path)})
+    assert ended.returncode == 3
+    assert "missing: buildah debootstrap tar (apt-get install buildah debootstrap); nothing was built" in ended.stderr
+    assert not (tmp_path / "out").exists()
