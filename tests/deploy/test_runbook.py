@@ -274,4 +274,7 @@ def test_nobody_elses_head_or_signature_is_taken(
         assert (code, why in said) == (ends, True), f"{line}: {code} {said}"
     assert not (tmp_path / "x.witness").exists()
     assert not (tmp_path / "x.head").exists()
+    # Asked for again, the same signature: an answer that was lost by mail is no other epoch.
+    ours("oncofed-aggregator witness south --head south.head --out again.witness --dir hub")
+    assert (tmp_path / "again.witness").read_bytes() == (tmp_path / "south.witness").read_bytes()
     assert "Epoch 2: the site may answer" in ours("oncofed-site epoch witness south south.witness")[1]
