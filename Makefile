@@ -7,7 +7,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 # Two workers on two cores: one thread each, or they wait for each other.
 export OMP_NUM_THREADS := 1
 
-.PHONY: install demo consortium proxy test test-slow check bench
+.PHONY: install demo consortium proxy test test-slow check bench wheelhouse images lint-deploy
 
 install: .venv/.installed
 
@@ -52,3 +52,28 @@ check: install
 
 bench: install
 	$(BIN)/python -m oncofed_simulations.bench
+
+# Where there is no network: every pinned wheel in one folder with their hashes, and a trial installation from it alone.
+wheelhouse: install
+	$(BIN)/python deploy/wheelhouse.py fill dist/wheelhouse
+	$(BIN)/python deploy/wheelhouse.py try dist/wheelhouse
+
+# Needs root, buildah and debootstrap; says so where they are missing.
+images:
+	sh deploy/images.sh dist/wheelhouse dist/images
+
+# Apart from .venv: what these need and what oncofed needs exclude each other.
+.venv-lint/.installed: constraints-lint.txt
+	$(PYTHON) -m venv .venv-lint
+	.venv-lint/bin/pip install --quiet --disable-pip-version-check --no-deps -r constraints-lint.txt
+	touch $@
+
+lint-deploy: .venv-lint/.installed
+	.venv-lint/bin/yamllint --strict --config-file deploy/yamllint.yaml deploy
+	.venv-lint/bin/hadolint deploy/Containerfile
+	.venv-lint/bin/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
+	.venv-lint/bin/kubernetes-validate --strict deploy/kubernetes/*.yaml
+	.venv-lint/bin/checkov --skip-download --quiet --compact --framework kubernetes --directory deploy/kubernetes
+	@# It knows an image recipe by the name of the file.
+	mkdir -p dist/lint && cp deploy/Containerfile dist/lint/Dockerfile
+	.venv-lint/bin/checkov --skip-download --quiet --compact --framework dockerfile --directory dist/lint

@@ -20,7 +20,8 @@ from oncofed_simulations.run import Options, run_study
 from oncofed_simulations.synthetic import write_cohort
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = {str(p.relative_to(ROOT)): p for p in sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])}
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").glob("*.md")]
+DOCUMENTS = {str(p.relative_to(ROOT)): p for p in sorted(PAGES)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"(?:^|\n)\n((?:(?: {4}[^\n]*)?(?:\n|$))+)")
 INLINE = re.compile(r"`([^`\n]+)`")
@@ -79,7 +80,9 @@ def resolve(words: list[str]) -> tuple[click.Command, list[str]]:
 
 
 CALLS = sorted({(n, line) for n in DOCUMENTS for line in lines(text_of(n)) if command_line(line)})
-MENTIONS = sorted({line for n in DOCUMENTS for line in inline(text_of(n)) if command_line(line)})
+# Units of systemd have names like commands.
+UNITS = {p.stem for p in (ROOT / "deploy" / "systemd").glob("*.service")} - {"oncofed-aggregator"}
+MENTIONS = sorted({line for n in DOCUMENTS for line in inline(text_of(n)) if line not in UNITS and command_line(line)})
 
 
 @pytest.mark.parametrize("line", sorted({line for _, line in CALLS}))
@@ -108,7 +111,13 @@ def test_a_command_in_a_sentence_exists(line):
 def test_the_documents_do_call_the_commands():
     called = {command_line(line)[0] for _, line in CALLS}
     assert called == set(scripts())
-    assert {name for name, _ in CALLS} >= {"README.md", "docs/site.md"}
+    assert {name for name, _ in CALLS} >= {
+        "README.md",
+        "docs/site.md",
+        "docs/aggregator.md",
+        "deploy/README.md",
+        "deploy/RUNBOOK.md",
+    }
 
 
 def test_the_readme_lists_every_command_and_every_option_of_run():

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from oncofed_client import commands_doctor, commands_records, commands_start, commands_study
 from oncofed_client.commands_enrol import enrol_app
+from oncofed_client.commands_epoch import epoch_app
 from oncofed_client.commands_predict import predict
 from oncofed_client.options import Folder, OwnState, State
 from oncofed_client.prepare.cache import state_folder
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 
 app.add_typer(enrol_app, name="enrol")
+app.add_typer(epoch_app, name="epoch")
 app.command()(predict)
 commands_doctor.register(app, os.environ)
 commands_start.register(app, os.environ)

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_client.budget import BudgetPolicy, Charge, Cost, cost_of, epsilon_of_charges
 from oncofed_client.identity import raw_public
-from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body
-from oncofed_client.ledger_chain import FIRST_LINK, make_chain, sign_row
+from oncofed_client.ledger_account import FORMAT, Account, PlanAccount, Reservation, charge_body, cost_body
+from oncofed_client.ledger_chain import FIRST_LINK, make_chain, parse_row, sign_row
 from oncofed_client.ledger_file import LedgerFile
 from oncofed_client.ledger_freshness import HEAD_FILE, contradiction, head_of
 from oncofed_client.ledger_verify import verify
@@ -117,6 +117,34 @@ class Ledger(LedgerFile):
         except BaseException:
             made.close()
             raise
+        return made
+
+    @classmethod
+    def succeed(
+        cls, path: Path, *, site: str, key: Ed25519PrivateKey, now: float, spent: Cost, synced: bool = True
+    ) -> Self:
+        """Make the ledger of a site that has a new identity, with what it had spent under the old one.
+
+        It is silent until a witness has signed its head, as after a restore.
+
+        Args:
+            spent: all that the old ledger counts, whatever is open in it with all its steps.
+
+        Guarantees:
+            - Charged from the first moment: there is no ledger without it, whatever is killed.
+
+        Raises:
+            StorageError: there is a ledger, or it cannot be written.
+        """
+        body = {"format": FORMAT, "public_key": raw_public(key.public_key()).hex()}
+        first = sign_row(key, number=1, site=site, epoch=1, at=now, kind="open", body=body, previous=FIRST_LINK)
+        owed = {"lost": [{"epoch": 1, "total": cost_body(spent)}]}
+        link = parse_row(first).hash
+        make_chain(
+            path, first, sign_row(key, number=2, site=site, epoch=2, at=now, kind="epoch", body=owed, previous=link)
+        )
+        made = cls(path, site=site, key=key, synced=synced)
+        made._keep_head()
         return made
 
     # What is written.

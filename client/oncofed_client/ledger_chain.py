@@ -225,8 +225,8 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return sqlite3.connect(where, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def make_chain(path: Path, first: Row) -> None:
-    """Make a ledger's file with its first entry: there whole or not at all, and never in the place of another.
+def make_chain(path: Path, *first: Row) -> None:
+    """Make a ledger's file with its first entries: there whole or not at all, and never in the place of another.
 
     Raises:
         StorageError: there is one, or the folder cannot be written.
@@ -238,7 +238,7 @@ def make_chain(path: Path, first: Row) -> None:
         with sqlite_errors(path), closing(_connect(temporary)) as connection:
             connection.execute("PRAGMA synchronous = FULL")
             connection.executescript(f"BEGIN;{_SCHEMA}")
-            connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", first)
+            connection.executemany("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", first)
             connection.execute("COMMIT")
         os.link(temporary, path)
         sync_folder(path.parent)

@@ -184,6 +184,21 @@ def revoke(
     print(f"step key: revoked in roster epoch {epoch.number}; studies that name it end, prepare them anew")
 
 
+@app.command()
+def witness(
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
+    out: Annotated[Path, typer.Option(help="Where the witness goes; send it to the site.")],
+    head: Annotated[Path | None, typer.Option(metavar="FILE", help="The head of the new epoch, from the site.")] = None,
+    folder: Dir = HERE,
+) -> None:
+    """For a site that was restored: sign the newest head of its ledger that was seen or, with --head, its new epoch's."""
+    from oncofed_server.service.witnesses import sign_newest, sign_told  # noqa: PLC0415 - loads torch
+
+    opened = Folder.open(folder)
+    write_whole(out, sign_newest(opened, site) if head is None else sign_told(opened, site, head))
+    print(f"{out}: written, signed by {key_fingerprint(public_of(opened.own_key()))}")
+
+
 # -- studies --------------------------------------------------------------------------------------------------------------
 
 

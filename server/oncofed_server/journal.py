@@ -20,7 +20,7 @@ from pathlib import Path
 from oncofed_server.aggregator import Cost
 from oncofed_shared.errors import DataError, StorageError
 
-__all__ = ["Entry", "Journal", "digest_of"]
+__all__ = ["Entry", "Journal", "digest_of", "replies_of"]
 
 FORMAT = "1"
 _SCHEMA = """
@@ -39,6 +39,20 @@ CREATE INDEX IF NOT EXISTS requests_by_event ON requests (event);
 def digest_of(body: bytes) -> bytes:
     """SHA-256 of a request's body, by which a number is bound to it."""
     return hashlib.sha256(body).digest()
+
+
+def replies_of(path: Path) -> Iterator[bytes]:
+    """Sites' replies in a journal, in order, without writing to it: also while somebody drives the study.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as base:
+            for (reply,) in base.execute("SELECT reply FROM events WHERE length(reply) > 0 ORDER BY id"):
+                yield reply
+    except sqlite3.DatabaseError as error:
+        raise DataError(f"{path}: cannot be read ({error}); bring the study's folder back from a backup") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
