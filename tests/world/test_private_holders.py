@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from oncofed_shared.errors import ExitCode
+from oncofed_shared.features import unite
 from oncofed_shared.holders import patients_behind
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import Trial, Update, from_bytes
@@ -78,8 +79,7 @@ def ended(world: Any, simulate: Callable[..., Any], *more: str) -> tuple[dict[st
 
 def first(world: Any) -> FusionNetwork:
     cohorts = [s.source.cohort(world.plan).columns for s in world.consortium().sites.values()]
-    columns = {m: max((tuple(c[m]) for c in cohorts), key=lambda names: len(names)) for m in world.plan.modalities}
-    return build(world.plan, columns, seed=0)
+    return build(world.plan, unite(world.plan, cohorts), seed=0)
 
 
 def spread(world: Any, network: FusionNetwork) -> np.ndarray[Any, Any]:
