@@ -45,9 +45,20 @@ def test_a_comparison_has_its_keys_and_repeats_nothing(small, simulate):
     assert result["variants"]["clinical"]["response"]["p_corrected"] is None
     assert set(result["sanity"]) == {"label-shuffle", "predict-hospital"}
     assert set(result["sensitivity"]) == {"rate-10", "rate+10", "batch16", "batch32", "batch48"}
+    # The plan as it is, scored by hand: what a changed rate or batch is compared with.
+    kept = sorted((small.out / "points").glob("as-planned.*"))
+    assert len(kept) == 2
+    planned = [json.loads(p.read_bytes())["tasks"]["response"] for p in kept]
+    shown, truth = (np.concatenate([np.array(p[k]) for p in planned]) for k in ("predictions", "labels"))
+    right = numbers_of(small.plan, "response", shown, truth)["accuracy"]
+    for found in result["sensitivity"].values():
+        entry = found["response"]
+        assert entry["accuracy_change"] == pytest.approx(entry["accuracy"] - right)
     html = (small.out / "compare.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "http://" not in html
+    # A picture beside each row of a table.
+    assert html.count("<svg") >= 2 * (3 + 2)
     points = sorted((small.out / "points").iterdir())
     stamps = {p: p.stat().st_mtime_ns for p in points}
     points[0].unlink()
@@ -56,6 +67,18 @@ def test_a_comparison_has_its_keys_and_repeats_nothing(small, simulate):
     assert {p for p in points if p.stat().st_mtime_ns != stamps[p]} == {points[0]}
     assert (small.out / "compare.json").read_bytes() == first
     simulate(*words, "--seed", "1").refused(3, "another comparison")
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_make_the_same_comparison(small, simulate):
+    made = []
+    for jobs in ("1", "2"):
+        out = small.out / jobs
+        words = ("compare", str(small.study), "--sites", str(small.sites), "--variants", "clinical,radiomics,linear")
+        assert simulate(*words, "--folds", "2", "--jobs", jobs, "--out", str(out)).code == 0
+        made.append({k: v for k, v in json.loads((out / "compare.json").read_bytes()).items() if k != "command"})
+        assert len(list((out / "points").iterdir())) == 6
+    assert made[0] == made[1]
 
 
 def test_all_test_patients_are_pooled_over_held_out_hospitals(small, simulate):
