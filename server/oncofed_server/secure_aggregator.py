@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
@@ -35,9 +34,7 @@ from oncofed_shared.charged_statistics import (
 )
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
 from oncofed_shared.errors import ConfigError, RemoteProtocolError
-from oncofed_shared.features import network_columns
 from oncofed_shared.messages import Contribute, Contribution, Exchange, Exchanged, Head, Reply, Request, Trial
-from oncofed_shared.network import build
 from oncofed_shared.noised_tables import coarse_entries, coarse_size, histogram_size, placed_grid
 from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
@@ -283,13 +280,9 @@ class SecureAggregator(Aggregator):
 
     def _step(self, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
         """One step of plain descent, (parameters,): the noised mean gradient, and the plan's penalties, which are public."""
-        decay, l1 = (s.numpy().astype(np.float64) for s in self._penalties())
+        decay, l1 = (s.numpy().astype(np.float64) for s in strengths(self.plan, self._network()))
         weights = self._server().parameters
         return -self.plan.training.rate * (gradient + decay * weights + l1 * np.sign(weights))
-
-    def _penalties(self) -> tuple[torch.Tensor, torch.Tensor]:
-        network = build(self.plan, network_columns(self.plan, self._prepared()), seed=self.trial.seed)
-        return strengths(self.plan, network)
 
     def _next_round(self, now: float) -> list[Outgoing]:
         if self.state.round >= self.plan.training.rounds and self._privacy.score_epsilon is not None:

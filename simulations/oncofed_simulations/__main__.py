@@ -33,6 +33,7 @@ from oncofed_simulations.flower_engine import check_ray_address
 from oncofed_simulations.raw_cohort import write_raw_cohort
 from oncofed_simulations.run import Engine, Options, run_study
 from oncofed_simulations.synthetic import write_cohort
+from oncofed_simulations.tune import tune, tuned_lines
 
 # `readable=False`: what cannot be read is for us to say, with our exit code, and not for the parser of options.
 app = typer.Typer(help="A whole consortium on one machine.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -271,6 +272,24 @@ def comparison(
     for line in summary_lines(result):
         print(line)
     print(f"comparison: {out / 'compare.html'}")
+
+
+@app.command("tune")
+def tuning(
+    study: Annotated[Path, typer.Argument(help="The study plan, a TOML file.", readable=False)],
+    sites: Annotated[Path | None, typer.Option(help="Folder with a folder per hospital.", readable=False)] = None,
+    trials: Annotated[int, typer.Option(min=1, max=1000, help="Settings to try.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of what is tried.")] = 0,
+    min_patients: Annotated[
+        int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where tuned.json goes.", readable=False)] = Path("out/tuned"),
+) -> None:
+    """Choose settings of a plan on its training patients alone; repeat the command to go on."""
+    for line in tuned_lines(
+        tune(load(study), trials=trials, out=out, sites=sites, seed=seed, min_patients=min_patients)
+    ):
+        print(line)
 
 
 @app.command("predict")

@@ -30,7 +30,7 @@ from oncofed_simulations.consortium import folder_settings
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.synthetic import read_settings, write_cohort
 
-__all__ = ["CompareOptions", "compare", "summary_lines"]
+__all__ = ["CompareOptions", "claim", "compare", "hospital_folders", "summary_lines"]
 
 
 POINTS = 2
@@ -67,12 +67,16 @@ class CompareOptions:
     announce: Callable[[int, int], None] = lambda done, total: None
 
 
-def _folders(plan: Plan, options: CompareOptions) -> dict[str, Path]:
-    root = options.sites
+def hospital_folders(plan: Plan, root: Path | None, out: Path) -> dict[str, Path]:
+    """The hospitals' folders by name; without `root` the study's own synthetic cohort, written under `out` if it is not there.
+
+    Raises:
+        ConfigError: there is neither, or two folders have the same name.
+    """
     if root is None:
         if plan.simulation.cohort is None:
             raise ConfigError("the study has no [simulation.cohort]; say where the hospitals are with --sites DIR")
-        root = options.out / "cohort"
+        root = out / "cohort"
         if not root.exists():
             write_cohort(root, **read_settings(plan.simulation.cohort).model_dump())
     made: dict[str, Path] = {}
@@ -90,7 +94,8 @@ def _claim(plan: Plan, options: CompareOptions) -> None:
     Raises:
         ConfigError: it holds something else.
     """
-    mark = dump_json(
+    claim(
+        options.out,
         {
             "plan_hash": plan.hash,
             "simulation": plan.simulation.model_dump(mode="json"),
@@ -101,17 +106,31 @@ def _claim(plan: Plan, options: CompareOptions) -> None:
             "patients_with": options.patients_with,
             "search": options.search,
             "points": POINTS,
-        }
+        },
+        what="comparison",
+        options="--sites, --folds, --leave-hospital-out, --seed, --min-patients, --patients-with or --search",
     )
-    kept = options.out / "comparison.json"
+
+
+def claim(out: Path, content: Mapping[str, Any], *, what: str, options: str) -> None:
+    """Make a folder this comparison's or search's, so that a repeated command goes on and another one is refused.
+
+    Args:
+        content: what decides the results.
+        what: word for it, and stem of the file that holds the content.
+        options: of the command line, in which it may differ.
+
+    Raises:
+        ConfigError: it holds something else.
+    """
+    mark, kept = dump_json(dict(content)), out / f"{what}.json"
     if kept.exists() and kept.read_bytes() != mark:
         raise ConfigError(
-            f"{options.out}: holds another comparison, of another study or with other --sites, --folds, "
-            "--leave-hospital-out, --seed, --min-patients, --patients-with or --search, or of another version; "
+            f"{out}: holds another {what}, of another study or with other {options}, or of another version; "
             "choose another folder"
         )
-    if not kept.exists() and options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise ConfigError(f"{options.out}: is not empty and is not a comparison; choose another folder")
+    if not kept.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: is not empty and is not a {what}; choose another folder")
     write_whole(kept, mark)
 
 
@@ -162,9 +181,10 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
     if options.sites is not None:
         site_folders(options.sites)
     _claim(plan, options)
+    folders = hospital_folders(plan, options.sites, options.out)
     place = Place(
-        whole=whole.model_dump(mode="json"), folders=_folders(plan, options), minimum=options.min_patients,
-        seed=options.seed, out=options.out, trials=options.search,
+        whole=whole.model_dump(mode="json"), folders=folders, minimum=options.min_patients, seed=options.seed,
+        out=options.out, trials=options.search,
     )  # fmt: skip
     forget()
     sites, excluded = admitted(place)

@@ -21,13 +21,13 @@ from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, parse
 from oncofed_shared.storage import dump_json, write_whole
-from oncofed_simulations.compare_search import search
+from oncofed_simulations.compare_search import Found, search
 from oncofed_simulations.compare_source import TEST, TRAIN, ComparedSource, InnerSource, hospital_groups
 from oncofed_simulations.compare_variants import HOSPITAL, SHUFFLE
 from oncofed_simulations.consortium import Consortium, Run, open_site
 from oncofed_simulations.exact import Scored, metric_of, numbers_of, score_patients
 
-__all__ = ["Place", "Point", "admitted", "forget", "measure", "read_point"]
+__all__ = ["Place", "Point", "admitted", "forget", "measure", "read_point", "searched"]
 
 SUMMING = {"fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"}
 """Rules that read nothing but the mean of the sites' steps."""
@@ -83,11 +83,12 @@ def _opened(key: bytes) -> tuple[dict[str, Site], dict[str, str]]:
     whole, scratch = parse(content["whole"]), Scratch()
     sites: dict[str, Site] = {}
     excluded: dict[str, str] = {}
+    first = Trial(seed=content["seed"], fold=0 if whole.evaluation.folds else -1)
     for name, folder in content["folders"].items():
         try:
             state = Path(content["out"]) / "sites" / name
             site = open_site(Path(folder), whole, state=state, minimum=content["minimum"], scratch=scratch)
-            site.admit(whole, Trial(seed=content["seed"], fold=0))
+            site.admit(whole, first)
         except OncofedError as error:
             excluded[name] = "; ".join(error.problems[:3])
             continue
@@ -174,21 +175,35 @@ def _inner_score(point: Point, plan: Plan, sources: Mapping[str, ComparedSource]
     return float(np.mean([k for k in known if k is not None])) if any(k is not None for k in known) else None
 
 
+def searched(point: Point, *, trials: int) -> tuple[Found, dict[str, int]]:
+    """Choose settings of a point's plan on its training patients, and say how many these are at each hospital.
+
+    Guarantees:
+        - A search sees no test patient: neither of the point's fold or split nor of its held-out hospital.
+    """
+    plan = parse(point.plan)
+    trained = {n: s for n, s in _sources(point).items() if n != point.hospital}
+    sizes = {n: int((s.split(plan, s.cohort(plan), point.trial) == TRAIN).sum()) for n, s in trained.items()}
+    found = search(
+        plan,
+        trials=trials,
+        seed=point.place.seed,
+        score=lambda p: _inner_score(point, p, trained),
+        kept=point.place.out / "searched" / point.path.name,
+    )
+    return found, sizes
+
+
 def measure(point: Point) -> None:
     """Train a point over its hospitals and write its test patients' predictions and labels down, without their ids.
 
     With a search, settings are chosen before, on training patients alone.
-
-    Guarantees:
-        - A search sees no test patient: neither of the point's fold nor of its held-out hospital.
     """
     plan, sources = parse(point.plan), _sources(point)
     trained: dict[str, ComparedSource] = {n: s for n, s in sources.items() if n != point.hospital}
     found = None
     if point.place.trials and point.name not in {SHUFFLE, HOSPITAL}:
-        found = search(
-            plan, trials=point.place.trials, seed=point.place.seed, score=lambda p: _inner_score(point, p, trained)
-        )
+        found, _ = searched(point, trials=point.place.trials)
         plan = found.plan
     tested = sources if point.hospital is None else {point.hospital: sources[point.hospital]}
     scored, run = _run(point, plan, trained, tested)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan, parse
+from oncofed_shared.storage import dump_json, write_whole
 from oncofed_shared.strict import Frozen, validate
 from oncofed_simulations.compare_variants import ADAPTIVE
 
@@ -123,27 +126,39 @@ def changed(plan: Plan, values: Mapping[str, Any]) -> Plan:
     return parse(content, "the searched plan")
 
 
-def search(plan: Plan, *, trials: int, seed: int, score: Callable[[Plan], float | None]) -> Found:
+def search(
+    plan: Plan, *, trials: int, seed: int, score: Callable[[Plan], float | None], kept: Path | None = None
+) -> Found:
     """Try settings, the plan's own first, and keep the best.
 
     Args:
         trials: how many, the plan's own settings among them where the space holds them.
         seed: the same seed tries the same settings where the scores are the same.
         score: of a plan on held-out training patients; None where there is no score.
+        kept: file of scores by the plan's hash, so that an interrupted search is gone on with: the same seed tries the same
+            settings again, and those that have a score are not trained.
+
+    Raises:
+        ConfigError: a path or a range that the plan cannot have, or `kept` cannot be read.
     """
     import optuna  # noqa: PLC0415 - takes longer to import than a small study takes
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = space_of(plan)
     own = {path: _value(plan, path) for path in space}
-    known = {plan.hash: _number(score(plan))}
-    planned = known[plan.hash]
+    known = _read(kept)
 
-    def objective(trial: Any) -> float:
-        made = changed(plan, {path: _suggested(trial, path, r) for path, r in space.items()})
+    def scored(made: Plan) -> float:
         if made.hash not in known:
             known[made.hash] = _number(score(made))
+            if kept is not None:
+                write_whole(kept, dump_json(known))
         return known[made.hash]
+
+    planned = scored(plan)
+
+    def objective(trial: Any) -> float:
+        return scored(changed(plan, {path: _suggested(trial, path, r) for path, r in space.items()}))
 
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(5, trials // 3))
     study = optuna.create_study(sampler=sampler, direction="maximize")
@@ -152,6 +167,17 @@ def search(plan: Plan, *, trials: int, seed: int, score: Callable[[Plan], float 
     study.optimize(objective, n_trials=trials)
     values = study.best_params if study.best_value > planned else own
     return Found(values=values, score=max(study.best_value, planned), planned=planned, plan=changed(plan, values))
+
+
+def _read(kept: Path | None) -> dict[str, float]:
+    if kept is None or not kept.exists():
+        return {}
+    try:
+        return {str(name): float(value) for name, value in json.loads(kept.read_bytes()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        raise ConfigError(
+            f"{kept}: cannot be read as the scores of a search; delete it, and they are found anew"
+        ) from None
 
 
 def _number(score: float | None) -> float:

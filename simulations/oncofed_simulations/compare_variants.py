@@ -48,8 +48,8 @@ def _changed(plan: Plan, changes: Mapping[str, Any]) -> Plan:
     return parse(plan.model_dump(mode="json") | dict(changes), "the changed plan")
 
 
-def whole_plan(plan: Plan, folds: int) -> Plan:
-    """The plan that says who takes part and who is in which fold, for every variant.
+def whole_plan(plan: Plan, folds: int | None) -> Plan:
+    """The plan that says who takes part and who is in which fold, for every variant; without `folds` the plan's own split.
 
     Raises:
         ConfigError: the plan is private.

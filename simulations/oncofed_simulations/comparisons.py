@@ -62,8 +62,10 @@ def _constant(plan: Plan, privacy: dict[str, object]) -> Plan:
 
 
 def without_privacy(consortium: Consortium) -> Consortium:
-    """The same study without noise."""
-    return _under(consortium, _with(consortium.plan, {"noise": "none"}))
+    """The same study without noise; who has which modality is then said by the sites, and no constant of the plan."""
+    content = consortium.plan.model_dump(mode="json")
+    content["strategy"].pop("holders", None)
+    return _under(consortium, parse(content | {"privacy": {"noise": "none"}}))
 
 
 def pooled_like(consortium: Consortium) -> Consortium:

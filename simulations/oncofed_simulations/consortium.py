@@ -63,9 +63,12 @@ def folder_settings(folder: Path, plan: Plan) -> SiteSettings:
 def baseline_plan(plan: Plan) -> Plan:
     """The plan of a model that one cohort trains, pooled or alone: there is nobody to choose from, and no layer is another's.
 
-    Nobody draws a share of noise with one cohort: it has all the noise itself.
+    Nobody draws a share of noise with one cohort: it has all the noise itself. The plan's shares of patients whose site has a
+    modality are of all sites together, and would make the steps of one that has it too long.
     """
-    plain = {"local": (), "participation": 1.0, "minimum_sites": 1}
+    plain: dict[str, object] = {"local": (), "participation": 1.0, "minimum_sites": 1}
+    if plan.strategy.holders is not None:
+        plain |= {"average": "patients", "holders": None}
     consortium = isinstance(plan.privacy, ConsortiumPrivacy)
     if plan.strategy.model_copy(update=plain) == plan.strategy and not consortium:
         return plan

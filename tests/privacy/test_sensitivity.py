@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import IntegerNoise
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.network_fusion import JOINS
-from oncofed_shared.plan_sizes import SIZES
+from oncofed_shared.plan_sizes import SIZES, Fusion
 from oncofed_shared.privacy import Mechanism
 
 SHAPES = {
@@ -143,10 +144,10 @@ def test_per_patient_gradients_are_those_of_one_by_one_autograd(make, shape, los
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("fusion", ["transformer", *JOINS])
+@pytest.mark.parametrize("fusion", get_args(Fusion))
 def test_per_patient_gradients_are_right_for_every_fusion_in_every_size(make, fusion, size) -> None:
     model = {"fusion": fusion, "size": size}
-    case = make({"model": model}, count=4)
+    case = make({"model": model, "modalities.clinical.side": "imaging", "modalities.genes.side": "genes"}, count=4)
     # One patient lacks the first modality, and one the second.
     case.patients.seen[1, :3], case.patients.seen[2, 3:] = 0, 0
     assert compared_with_autograd(case, 4).any(dim=1).all()

@@ -10,6 +10,7 @@ import pytest
 
 from oncofed_client import source as source_module
 from oncofed_shared.messages import Trial
+from oncofed_simulations import compare_points
 from oncofed_simulations.compare_points import Place, admitted
 from oncofed_simulations.compare_source import ComparedSource
 from oncofed_simulations.compare_variants import SHUFFLE, chosen_variants, whole_plan
@@ -44,9 +45,20 @@ def test_a_comparison_has_its_keys_and_repeats_nothing(small, simulate):
     assert result["variants"]["clinical"]["response"]["p_corrected"] is None
     assert set(result["sanity"]) == {"label-shuffle", "predict-hospital"}
     assert set(result["sensitivity"]) == {"rate-10", "rate+10", "batch16", "batch32", "batch48"}
+    # The plan as it is, scored by hand: what a changed rate or batch is compared with.
+    kept = sorted((small.out / "points").glob("as-planned.*"))
+    assert len(kept) == 2
+    planned = [json.loads(p.read_bytes())["tasks"]["response"] for p in kept]
+    shown, truth = (np.concatenate([np.array(p[k]) for p in planned]) for k in ("predictions", "labels"))
+    right = numbers_of(small.plan, "response", shown, truth)["accuracy"]
+    for found in result["sensitivity"].values():
+        entry = found["response"]
+        assert entry["accuracy_change"] == pytest.approx(entry["accuracy"] - right)
     html = (small.out / "compare.html").read_text(encoding="utf-8")
     assert "<script" not in html
     assert "http://" not in html
+    # A picture beside each row of a table.
+    assert html.count("<svg") >= 2 * (3 + 2)
     points = sorted((small.out / "points").iterdir())
     stamps = {p: p.stat().st_mtime_ns for p in points}
     points[0].unlink()
@@ -55,6 +67,18 @@ def test_a_comparison_has_its_keys_and_repeats_nothing(small, simulate):
     assert {p for p in points if p.stat().st_mtime_ns != stamps[p]} == {points[0]}
     assert (small.out / "compare.json").read_bytes() == first
     simulate(*words, "--seed", "1").refused(3, "another comparison")
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_make_the_same_comparison(small, simulate):
+    made = []
+    for jobs in ("1", "2"):
+        out = small.out / jobs
+        words = ("compare", str(small.study), "--sites", str(small.sites), "--variants", "clinical,radiomics,linear")
+        assert simulate(*words, "--folds", "2", "--jobs", jobs, "--out", str(out)).code == 0
+        made.append({k: v for k, v in json.loads((out / "compare.json").read_bytes()).items() if k != "command"})
+        assert len(list((out / "points").iterdir())) == 6
+    assert made[0] == made[1]
 
 
 def test_all_test_patients_are_pooled_over_held_out_hospitals(small, simulate):
@@ -155,14 +179,13 @@ def test_only_patients_who_have_it_all_take_part(small, simulate):
     simulate(*words).refused(3, "another comparison")
 
 
-@pytest.mark.parametrize("held", [("--folds", "2"), ("--leave-hospital-out",)])
-@pytest.mark.parametrize("batch", ["all", 16])
+@pytest.mark.parametrize(("held", "batch"), [(("--folds", "2"), "all"), (("--leave-hospital-out",), 16)])
 def test_a_search_says_what_it_chose_for_each_point(small, simulate, held, batch):
     ranges = {"modalities.genes.emphasis": {"low": 0.2, "high": 5.0, "log": True}}
     small.change(simulation={"search": ranges}, training={"batch": batch}).write_study()
-    assert simulate(*call(small, "--variants", "clinical,linear", *held, "--search", "3")).code == 0
+    assert simulate(*call(small, "--variants", "clinical,linear", *held, "--search", "2")).code == 0
     result = json.loads((small.out / "compare.json").read_bytes())
-    assert result["protocol"]["search"] == 3
+    assert result["protocol"]["search"] == 2
     assert len(result["chosen"]["linear"]) == (2 if "--folds" in held else len(small.hospitals))
     for chosen in result["chosen"]["linear"].values():
         assert chosen["inner"] >= chosen["planned"]
@@ -170,28 +193,112 @@ def test_a_search_says_what_it_chose_for_each_point(small, simulate, held, batch
     assert all(c["values"] == {} for c in result["chosen"]["clinical"].values())
 
 
-def test_what_a_search_chooses_does_not_depend_on_test_patients(small, simulate):
-    """The labels of a held-out hospital are turned round: what is chosen for the point that holds it out stays."""
-    ranges = {
-        "modalities.genes.emphasis": {"low": 0.2, "high": 5.0, "log": True},
-        "training.rate": {"low": 0.01, "high": 1.0},
-    }
-    small.change(simulation={"search": ranges}).write_study()
-    words = call(small, "--variants", "linear", "--leave-hospital-out", "--search", "4")
+SPACE = {
+    "modalities.genes.emphasis": {"low": 0.2, "high": 5.0, "log": True},
+    "training.rate": {"low": 0.01, "high": 1.0},
+    "training.dropout": {"low": 0.0, "high": 0.5},
+    "training.batch": {"choices": [4, 8, 16]},
+}
+"""Batch, rate and dropout (D-11), and what the study is about."""
+
+
+def spoil(hospital, ids, sites):
+    """Turn round the labels and values of some patients of a hospital, on disk."""
+    for name, table in hospital.tables.items():
+        rows = [i for i, p in enumerate(table["patient_id"]) if p in ids]
+        for column, values in table.items():
+            if column in {"patient_id", "part", "consent", "age", "sex", "stage"}:
+                continue
+            turned = [values[i] for i in reversed(rows)]
+            for i, value in zip(rows, turned, strict=True):
+                values[i] = {"yes": "no", "no": "yes"}.get(value, value if name == "clinical" else f"{i * 7}.5")
+    shutil.rmtree(sites / hospital.name)
+    hospital.write(sites)
+
+
+@pytest.mark.parametrize("held", [("--folds", "2"), ("--leave-hospital-out",)])
+def test_what_a_search_chooses_does_not_depend_on_test_patients(small, simulate, held):
+    """Labels and values of a point's test patients are turned round: what is chosen for the point stays, and its scores."""
+    small.change(simulation={"search": SPACE}, training={"batch": 8, "dropout": 0.1}).write_study()
+    words = call(small, "--variants", "linear", *held, "--search", "3")
     assert simulate(*words).code == 0
-    point = small.out / "points" / f"linear.hospital-{small.hospitals[1].name}.json"
+    folds = "--folds" in held
+    point = small.out / "points" / ("linear.fold-0.json" if folds else "linear.hospital-beta.json")
     first = json.loads(point.read_bytes())
-    turned = small.hospitals[1].tables["clinical"]
-    turned["response"] = [{"yes": "no", "no": "yes"}.get(v, v) for v in turned["response"]]
-    turned |= {name: turned[name][::-1] for name in ("os_days", "os_event")}
-    shutil.rmtree(small.sites / small.hospitals[1].name)
-    small.hospitals[1].write(small.sites)
+    whole = whole_plan(small.plan, 2 if folds else 5)
+    for hospital in small.hospitals:
+        source = admitted(place(small, whole))[0][hospital.name].source
+        cohort = source.cohort(whole)
+        parts = source.split(whole, cohort, Trial(seed=0, fold=0))
+        tested = {p for p, part in zip(cohort.patients, parts, strict=True) if part == 2 or not folds}
+        if folds or hospital.name == "beta":
+            spoil(hospital, tested, small.sites)
     point.unlink()
+    kept = small.out / "searched" / point.name
+    kept.unlink()
     assert simulate(*words).code == 0
     second = json.loads(point.read_bytes())
     assert first["chosen"] == second["chosen"]
-    assert first["tasks"]["response"]["predictions"] == second["tasks"]["response"]["predictions"]
+    assert set(first["chosen"]["values"]) == set(SPACE)
     assert first["tasks"]["response"]["labels"] != second["tasks"]["response"]["labels"]
+    assert first["tasks"]["response"]["predictions"] != second["tasks"]["response"]["predictions"]
+
+
+def tuned(world, *more):
+    return ("tune", str(world.study), "--sites", str(world.sites), "--out", str(world.out / "tuned"), *more)
+
+
+def test_one_setting_is_chosen_on_the_training_patients_of_a_split(small, simulate):
+    """Nobody but training patients counts: the others' labels and values are turned round and nothing changes."""
+    split = {"train": 0.6, "validation": 0.2, "test": 0.2}
+    small.content["evaluation"]["split"] = split
+    small.change(simulation={"search": SPACE}, training={"batch": 8, "dropout": 0.1}).write_study()
+    done = simulate(*tuned(small, "--trials", "3"))
+    assert done.code == 0, done.err
+    first = json.loads((small.out / "tuned" / "tuned.json").read_bytes())
+    assert first["inner"] >= first["planned"]
+    assert set(first["values"]) == set(SPACE)
+    assert f"training.rate = {json.dumps(first['values']['training.rate'])}" in done.out
+    sites = {n: s.source for n, s in admitted(place(small, small.plan))[0].items()}
+    for hospital in small.hospitals:
+        source = sites[hospital.name]
+        cohort = source.cohort(small.plan)
+        parts = source.split(small.plan, cohort, Trial(seed=0))
+        assert first["training_patients"][hospital.name] == int((parts == 0).sum())
+        spoil(hospital, {p for p, part in zip(cohort.patients, parts, strict=True) if part != 0}, small.sites)
+    shutil.rmtree(small.out / "tuned" / "searched")
+    assert simulate(*tuned(small, "--trials", "3")).code == 0
+    assert json.loads((small.out / "tuned" / "tuned.json").read_bytes()) == first
+    simulate(*tuned(small, "--seed", "1")).refused(3, "another tuning")
+
+
+def test_a_search_goes_on_where_it_was_interrupted(small, simulate, monkeypatch):
+    small.change(simulation={"search": SPACE}, training={"batch": 8}).write_study()
+    assert simulate(*tuned(small, "--trials", "4")).code == 0
+    whole = (small.out / "tuned" / "tuned.json").read_bytes()
+    (kept,) = (small.out / "tuned" / "searched").iterdir()
+    scores = json.loads(kept.read_bytes())
+    assert len(scores) >= 4
+    lost = set(list(scores)[-2:])
+    kept.write_text(json.dumps({n: v for n, v in scores.items() if n not in lost}), encoding="utf-8")
+    trained: list[str] = []
+    inner = compare_points._inner_score
+    monkeypatch.setattr(compare_points, "_inner_score", lambda *a: (trained.append(a[1].hash), inner(*a))[1])
+    assert simulate(*tuned(small, "--trials", "4")).code == 0
+    assert set(trained) == lost
+    assert len(trained) == 2
+    assert (small.out / "tuned" / "tuned.json").read_bytes() == whole
+    kept.write_text("[3", encoding="utf-8")
+    simulate(*tuned(small, "--trials", "4")).refused(3, "cannot be read as the scores of a search")
+
+
+def test_what_cannot_be_tuned_is_refused(small, simulate):
+    small.change(evaluation={"folds": 3}).write_study()
+    simulate(*tuned(small)).refused(3, "evaluation.folds", "compare --search")
+    small.change(evaluation={"folds": None}, simulation={"search": {"training.speed": {"low": 1, "high": 2}}})
+    small.write_study()
+    simulate(*tuned(small)).refused(3, "training.speed")
+    assert not small.out.exists()
 
 
 def test_a_search_and_sensitivity_do_not_go_together(small, simulate):

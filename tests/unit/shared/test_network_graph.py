@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,9 +20,9 @@ from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.network_graph import GeneGraphNetwork, Pathways, gather_genes
 from oncofed_shared.plan import Plan, parse
-from oncofed_shared.plan_sizes import SIZES
+from oncofed_shared.plan_sizes import SIZES, Fusion
 
-FUSIONS = ("transformer", "concat", "weighted_sum", "early", "late", "hybrid", "kronecker")
+FUSIONS = get_args(Fusion)
 EDGES = b"# made up\nA\tB\nB C\nD\tC\nD D\n"
 SETS = b"ONE\tx\tA\tB\tC\nTWO\tx\tC\tD\nTHREE\tx\tX\tY\tA\n"
 COLUMNS: Columns = {
@@ -69,7 +69,10 @@ def plan_of(genes: dict[str, Any], folder: Path | None = None, **model: Any) -> 
         {
             "study": {"name": "s", "purpose": "a study for tests"},
             "tasks": {"two": {"kind": "classification", "label": "two", "classes": ["no", "yes"]}},
-            "modalities": {"clinical": {"columns": {"age": {"kind": "numeric"}}}, "genes": genes},
+            "modalities": {
+                "clinical": {"columns": {"age": {"kind": "numeric"}}, "side": "imaging"},
+                "genes": {"side": "genes"} | genes,
+            },
             "model": {"width": 8, "heads": 2, "layers": 1, "feedforward": 12, "linear_path": False, **model},
             "training": {"rounds": 1, "dtype": "float64"},
             "simulation": {} if folder is None else {"files": str(folder)},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,9 +21,9 @@ from oncofed_shared.messages import Columns
 from oncofed_shared.network import FusionNetwork, build
 from oncofed_shared.network_image import filters
 from oncofed_shared.plan import Plan, parse
-from oncofed_shared.plan_sizes import SIZES
+from oncofed_shared.plan_sizes import SIZES, Fusion
 
-FUSIONS = ("transformer", "concat", "weighted_sum", "early", "late", "hybrid", "kronecker")
+FUSIONS = get_args(Fusion)
 GRID = (5, 6, 4)
 COLUMNS: Columns = {"clinical": ("age",), "genes": ("A_rna", "B_rna", "C_rna"), "scan": ("ct", "pet")}
 TABLE, VOXELS = 6, 2 * math.prod(GRID)
@@ -37,7 +37,7 @@ def plan_of(scan: dict[str, Any] | None = None, **model: Any) -> Plan:
             "tasks": {"two": {"kind": "classification", "label": "two", "classes": ["no", "yes"]}},
             "modalities": {
                 "clinical": {"columns": {"age": {"kind": "numeric"}}},
-                "genes": {"patterns": ["{gene}_rna"], "tokens": 2},
+                "genes": {"patterns": ["{gene}_rna"], "tokens": 2, "side": "genes"},
                 "scan": {"encoder": "cnn", "patch": {"ct": patch, "pet": patch}} if scan is None else scan,
             },
             "model": {"width": 8, "heads": 2, "layers": 1, "feedforward": 12, **model},
