@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,22 @@ from oncofed_shared.errors import ConfigError, RemoteProtocolError
 from oncofed_shared.features import Preparation, network_columns
 from oncofed_shared.integer_noise import IntegerNoise
 from oncofed_shared.layout import Layout
-from oncofed_shared.messages import Head, Open, Train, Trial, Update, from_bytes
+from oncofed_shared.messages import Arrays, Head, Open, Train, Trial, Update, from_bytes
 from oncofed_shared.network import build
 from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, parse
 from oncofed_shared.privacy import Mechanism
-from oncofed_shared.ring import decode
+from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_simulations.consortium import federated_roster, open_site
 from oncofed_simulations.folders import site_folders
 from oncofed_simulations.keys import aggregator_key
-from oncofed_simulations.loopback import FakeClock, drive
+from oncofed_simulations.loopback import FakeClock, Tap, drive
 
 __all__ = ["Claim", "Heard", "Release", "attacked_plan", "claim_of", "hear", "open_sites", "with_source"]
 
 Floats = NDArray[np.float64]
+Planted = Callable[[Arrays, int], Arrays]
+"""From a model and the number of the round to the model that is sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +45,7 @@ class Release:
     Attributes:
         sites: whose patients are in it.
         parameters: (parameters,) at which gradients were taken.
-        total: (parameters,) in clip norms.
+        total: (parameters,) in clip norms; without privacy the sum of gradients as it is.
     """
 
     round: int
@@ -165,7 +167,22 @@ def claim_of(plan: Plan, *, parameters: int) -> Claim:
     )
 
 
-class _Listening(SecureAggregator):
+class _Planting(Aggregator):
+    """An aggregator that may send a model of its own making, whatever it was sent before.
+
+    Attributes:
+        planted: makes the model that it does send.
+    """
+
+    planted: Planted | None = None
+
+    def shared_parameters(self) -> Arrays:
+        """What goes to the sites."""
+        honest = super().shared_parameters()
+        return honest if self.planted is None else self.planted(honest, self.state.round)
+
+
+class _Listening(_Planting, SecureAggregator):
     """The aggregator of secure sums, which keeps what it opens: what its operator has anyway."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -178,7 +195,7 @@ class _Listening(SecureAggregator):
             release = Release(
                 round=self.state.round,
                 sites=self.sums.included,
-                parameters=self._server().parameters.astype(self.plan.training.dtype).astype(np.float64),
+                parameters=self.layout.flatten(self.shared_parameters()),
                 total=self.sums.result() / integers.bound,
             )
             self.heard.append(release)
@@ -208,21 +225,33 @@ class _Updates:
 
     def _read(self, site: str, asked: Train, update: Update) -> Release:
         layout = Layout({n: a.shape for n, a in sorted(asked.parameters.items())})
-        before, mechanism = layout.flatten(asked.parameters), Mechanism.for_plan(self.plan, site)
-        change = decode(update.vector)[: layout.size] / mechanism.patients
+        before, vector = layout.flatten(asked.parameters), decode(update.vector)
+        patients = vector[-2] / COUNT_SCALE
         decay, l1 = self.penalties
+        change = vector[: layout.size] / patients
         gradient = -change / self.plan.training.rate - decay * before - l1 * np.sign(before)
-        batch = mechanism.sampling_rate * mechanism.patients
-        return Release(
-            round=asked.round, sites=(site,), parameters=before, total=gradient * batch / mechanism.clip_norm
-        )
+        batch = patients
+        if not isinstance(self.plan.privacy, NoPrivacy):
+            mechanism = Mechanism.for_plan(self.plan, site)
+            batch = mechanism.sampling_rate * mechanism.patients / mechanism.clip_norm
+        return Release(round=asked.round, sites=(site,), parameters=before, total=gradient * batch)
 
 
-def hear(plan: Plan, sites: Mapping[str, Site], trial: Trial, *, out: Path) -> Heard:
+def hear(
+    plan: Plan,
+    sites: Mapping[str, Site],
+    trial: Trial,
+    *,
+    out: Path,
+    planted: Planted | None = None,
+    tap: Tap | None = None,
+) -> Heard:
     """Run an attacked plan over sites to its end, and hear every release.
 
     Args:
         out: folder of the aggregator's key; the sites' states are in `out / "sites"`.
+        planted: changes the model before it is sent, in every round.
+        tap: sees every message too.
 
     Raises:
         RemoteProtocolError: the run failed.
@@ -231,13 +260,21 @@ def hear(plan: Plan, sites: Mapping[str, Site], trial: Trial, *, out: Path) -> H
     states = {n: s.state for n, s in sites.items() if secure and s.state is not None}
     roster: Roster = federated_roster(sites, (), states)
     session = f"{plan.hash[:16]}/audit"
-    aggregator: Aggregator
-    updates = _Updates(plan=plan)
+    aggregator: _Planting
     if secure:
         aggregator = _Listening(plan, roster, trial, session=session, curves=False, key=aggregator_key(out))
     else:
-        aggregator = Aggregator(plan, roster, trial, session=session, curves=False)
-    drive(aggregator, sites, clock=FakeClock(), **({} if secure else {"tap": updates.tap}))  # type: ignore[arg-type]
+        aggregator = _Planting(plan, roster, trial, session=session, curves=False)
+    aggregator.planted = planted
+    updates = _Updates(plan=plan)
+    also = tap or (lambda direction, site, content: None)
+
+    def both(direction: str, site: str, content: bytes) -> None:
+        also(direction, site, content)
+        if not secure:
+            updates.tap(direction, site, content)
+
+    drive(aggregator, sites, clock=FakeClock(), tap=both)
     if aggregator.state.phase is not Phase.DONE:
         raise RemoteProtocolError(f"the audited run failed: {aggregator.state.why}", code="failed")
     over = Head(session=session, step=0, attempt=0, plan_hash=plan.hash, trial=trial)
