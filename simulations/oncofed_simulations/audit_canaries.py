@@ -5,17 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
 from oncofed_client.source import Source, keep_rows
+from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import no_sums, prepare
 from oncofed_shared.messages import Columns, Trial
 from oncofed_shared.plan import ClassificationTask, Modality, Plan, voxels_of
 from oncofed_simulations.pooled import merge
 
-__all__ = ["CanarySource", "invented_canaries", "shared_out"]
+__all__ = ["CanarySource", "invented_canaries", "joined", "shared_out"]
 
 FAR = 8.0
 """How many spreads a canary's values are from their centre: its gradient is then several times the clip norm."""
@@ -112,3 +114,14 @@ class CanarySource:
 def shared_out(count: int, sites: int) -> NDArray[np.int64]:
     """At which site each canary is, (count,) numbers of sites: in turn."""
     return np.arange(count) % sites
+
+
+def joined(parts: list[TrainingSet]) -> TrainingSet:
+    """Patients of several places in one."""
+    goals = {}
+    for name in parts[0].goals:
+        each = [p.goals[name] for p in parts]
+        goals[name] = type(each[0])(goal=torch.cat([t.goal for t in each]), weight=torch.cat([t.weight for t in each]))
+    return TrainingSet(
+        values=torch.cat([p.values for p in parts]), seen=torch.cat([p.seen for p in parts]), goals=goals
+    )

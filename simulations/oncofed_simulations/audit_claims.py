@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
@@ -19,7 +18,7 @@ from oncofed_client.training import TrainingSet
 from oncofed_shared.features import unite
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import NoPrivacy, Plan
-from oncofed_simulations.audit_canaries import CanarySource, invented_canaries, shared_out
+from oncofed_simulations.audit_canaries import CanarySource, invented_canaries, joined, shared_out
 from oncofed_simulations.audit_gradients import Attacker
 from oncofed_simulations.audit_path import Claim, Heard, Release, claim_of, hear, open_sites, with_source
 from oncofed_simulations.audit_statistics import (
@@ -147,16 +146,6 @@ def _known(plan: Plan, heard: Heard, site: Site, made: Cohort, numbers: NDArray[
     )
 
 
-def _joined(parts: list[TrainingSet]) -> TrainingSet:
-    goals = {}
-    for name in parts[0].goals:
-        each = [p.goals[name] for p in parts]
-        goals[name] = type(each[0])(goal=torch.cat([t.goal for t in each]), weight=torch.cat([t.weight for t in each]))
-    return TrainingSet(
-        values=torch.cat([p.values for p in parts]), seen=torch.cat([p.seen for p in parts]), goals=goals
-    )
-
-
 def _judged(plan: Plan, heard: Heard, known: Mapping[str, _Known], inside: NDArray[np.bool_]) -> CanaryAudit:
     attacker = Attacker.of(plan, heard.preparation)
     claim = claim_of(plan, parameters=attacker.layout.size)
@@ -253,10 +242,10 @@ class _Auditor:
         claim = self.claim
         numbers = np.concatenate([k.numbers for k in known])
         real = (
-            self.attacker.clipped(release.parameters, _joined([k.patients for k in known]), self.clip_norm) * claim.clip
+            self.attacker.clipped(release.parameters, joined([k.patients for k in known]), self.clip_norm) * claim.clip
         )
         mine = (
-            self.attacker.clipped(release.parameters, _joined([k.canaries for k in known]), self.clip_norm) * claim.clip
+            self.attacker.clipped(release.parameters, joined([k.canaries for k in known]), self.clip_norm) * claim.clip
         )
         lengths = np.linalg.norm(mine, axis=1)
         towards = mine / np.maximum(lengths, 1e-12)[:, None]

@@ -52,7 +52,7 @@ class Recovery:
 
 def records_of(attacker: Attacker, patients: TrainingSet) -> Floats:
     """What the layer reads of each patient, (patients, columns): his record, scaled."""
-    layer = attacker.network.linear
+    layer = attacker.network.get_submodule("linear")
     heard: list[torch.Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, given: heard.append(given[0].detach()))
     own = doubled(patients)

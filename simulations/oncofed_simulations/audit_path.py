@@ -31,7 +31,17 @@ from oncofed_simulations.folders import site_folders
 from oncofed_simulations.keys import aggregator_key
 from oncofed_simulations.loopback import FakeClock, Tap, drive
 
-__all__ = ["Claim", "Heard", "Release", "attacked_plan", "claim_of", "hear", "open_sites", "with_source"]
+__all__ = [
+    "Claim",
+    "Heard",
+    "Release",
+    "attacked_plan",
+    "claim_of",
+    "hear",
+    "open_sites",
+    "with_source",
+    "without_ledger",
+]
 
 Floats = NDArray[np.float64]
 Planted = Callable[[Arrays, int], Arrays]
@@ -140,6 +150,11 @@ def with_source(site: Site, source: Source) -> Site:
         scratch=site.scratch,
         contributor=site.contributor,
     )
+
+
+def without_ledger(site: Site) -> Site:
+    """The same site with no account: for questions that a plan does not charge."""
+    return Site(site.source, site.plans, minimum_cohort=1, policy=site.policy, scratch=site.scratch)
 
 
 def _grid(plan: Plan, site: str, parameters: int) -> tuple[Mechanism | ConsortiumMechanism, IntegerNoise, int]:

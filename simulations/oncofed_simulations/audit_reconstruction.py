@@ -135,7 +135,8 @@ def audit_reconstruction(plan: Plan, folder: Path, out: Path, *, seed: int) -> l
         plan: of `attacked_plan`.
 
     Returns:
-        A row for each batch, model and view: `records`, how many were `found`, and the mean cosine of the closest guess.
+        A row for each batch, model and view: whether it is a `control`, `records`, how many were `found`, and `closest`, the mean
+        cosine of the best guess.
     """
     if not plan.model.linear_path:
         return []
@@ -149,7 +150,15 @@ def audit_reconstruction(plan: Plan, folder: Path, out: Path, *, seed: int) -> l
             scene = _scene(own, sites, out, trial, planted=planted)
             for view, attacked in scene.views(kind).items():
                 found = [recovered(records, rows_of(scene.attacker, heard)) for records, heard in attacked]
-                rows.append({"batch": batch, "model": model, "view": view, **_together(found)})
+                rows.append(
+                    {
+                        "batch": batch,
+                        "model": model,
+                        "view": view,
+                        "control": view in {PLAIN_UPDATE, PLAIN_SUM},
+                        **_together(found),
+                    }
+                )
     shutil.rmtree(out, ignore_errors=True)
     return rows
 
