@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from oncofed_client.patient_gradients import doubled
 from oncofed_client.training import TrainingSet
@@ -52,7 +53,9 @@ class Attacker:
         names = sorted(own.goals)
         given = {n: torch.from_numpy(a) for n, a in self.layout.arrays(parameters, "float64").items()}
         each = (own.values, own.seen, [(own.goals[n].goal, own.goals[n].weight) for n in names])
-        made = vmap(grad(partial(self._loss, names)), in_dims=(None, 0, 0, 0), chunk_size=AT_ONCE)(given, *each)
+        # Attention in steps that vmap knows.
+        with sdpa_kernel(SDPBackend.MATH):
+            made = vmap(grad(partial(self._loss, names)), in_dims=(None, 0, 0, 0), chunk_size=AT_ONCE)(given, *each)
         return np.asarray(torch.cat([made[n].flatten(start_dim=1) for n in self.layout.shapes], dim=1).numpy())
 
     def _loss(self, names: list[str], given: dict[str, Tensor], values: Tensor, seen: Tensor, goals: Any) -> Tensor:

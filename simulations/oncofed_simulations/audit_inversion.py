@@ -76,8 +76,11 @@ def imprint(attacker: Attacker, everybody: Floats, rounds: int, *, seed: int) ->
     rng = np.random.default_rng(seed)
     direction = rng.standard_normal(everybody.shape[1])
     along = np.sort(everybody @ direction)
-    steps = np.quantile(along, (np.arange(rounds) + 0.5) / rounds)
-    slope = STEEP / max(float(along[-1] - along[0]), 1e-9)
+    reach = max(float(along[-1] - along[0]), 1e-9)
+    slope = STEEP / reach
+    # The first step is below everybody and the last above, so that each of them falls once.
+    steps = np.quantile(along, np.linspace(0, 1, rounds))
+    steps[[0, -1]] += np.array([-1, 1]) * reach / 20
     shapes = attacker.layout.shapes
 
     def planted(honest: Arrays, number: int) -> Arrays:
