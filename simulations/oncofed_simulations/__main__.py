@@ -25,6 +25,7 @@ from oncofed_shared.commands import run_app
 from oncofed_shared.errors import ConfigError, Interrupted
 from oncofed_shared.plan import load
 from oncofed_simulations.allocator import return_large_arrays
+from oncofed_simulations.audit import ATTACKS, AuditOptions, audit, audit_lines
 from oncofed_simulations.compare import CompareOptions, compare, summary_lines
 from oncofed_simulations.consortium import folder_settings
 from oncofed_simulations.curve import CurveOptions, privacy_curve
@@ -214,6 +215,35 @@ def curve(
             bounds = "" if cell["ci"] is None else f" (95 % {cell['ci'][0]:.4f} to {cell['ci'][1]:.4f})"
             print(f"{name}, epsilon {at}: {cell['mean']:.4f}{bounds}, {len(cell['per_seed'])} seeds")
     print(f"curve: {out / 'curve.json'}")
+
+
+@app.command("audit")
+def attack(
+    study: Annotated[Path, typer.Argument(help="A private study plan, a TOML file.", readable=False)],
+    sites: Annotated[
+        Path | None, typer.Option(help="Folder with a folder per hospital; without it, invented ones.", readable=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where audit.json and audit.html go.", readable=False)] = Path("out/audit"),
+    attacks: Annotated[str, typer.Option(help="Names with commas.")] = ",".join(ATTACKS),
+    canaries: Annotated[
+        int, typer.Option(min=100, max=100_000, help="Invented patients of whom a coin decides.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of canaries, coins and splits.")] = 0,
+) -> None:
+    """Attack a private study: what it promises beside what attacks find, with and without privacy."""
+    console = Console(stderr=True)
+    options = AuditOptions(
+        sites=sites,
+        out=out,
+        seed=seed,
+        canaries=canaries,
+        attacks=tuple(n.strip() for n in attacks.split(",") if n.strip()),
+        command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
+        announce=lambda what: console.print(f"attack: {what}", markup=False),
+    )
+    for line in audit_lines(audit(load(study), options)):
+        print(line)
+    print(f"audit: {out / 'audit.html'}")
 
 
 @app.command("compare")
