@@ -23,7 +23,7 @@ from oncofed_client.gate.credentials import hand_over
 from oncofed_client.gate.fence import Fence
 from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
-from oncofed_client.no_network import NO_WAY_OUT, interfaces, leave_network
+from oncofed_client.no_network import NO_WAY_OUT, Reach, leave_network, reach
 from oncofed_client.options import Folder, OwnState
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
@@ -125,7 +125,10 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
         ConfigError: no data to read, or a network that it cannot leave.
     """
     # Before anything is imported that starts threads: a process with threads may not leave without an administrator's rights.
-    if interfaces() and not leave_network():
+    found = reach()
+    if found is not Reach.NONE and leave_network():
+        found = Reach.NONE
+    if found is Reach.NETWORK:
         raise ConfigError(NO_WAY_OUT)
     # torch takes seconds, and the other commands need it not.
     from oncofed_client.daemon import Daemon, own_socket  # noqa: PLC0415
@@ -136,7 +139,7 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
         raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
     with own_socket(path, group=group):
         daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
-        say("daemon.ready", socket=str(path), network="none", pid=os.getpid())
+        say("daemon.ready", socket=str(path), network=found.value, pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)
         say("daemon.ended")
