@@ -19,7 +19,7 @@ import typer
 from oncofed_client.daemon_client import target
 from oncofed_client.doctor import examine
 from oncofed_client.doctor_check import Verdict
-from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.credentials import clear_way, hand_over
 from oncofed_client.gate.fence import Fence
 from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
@@ -90,7 +90,10 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
             _serve(place, path, socket_group)
             return
         check_enrolled(place.state)
-        credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
+        credentials = place.state
+        if gate_user is not None:
+            clear_way(gate_user, path.parent.parent, home.parent)
+            credentials = hand_over(place.state, home=home, user=gate_user)
         words, seen = _gate_words(credentials, home, path, fence), environment_of(environment, home)
         # What stays is a small process: nothing that reads data is imported in it.
         if only is Part.GATE:
