@@ -20,13 +20,13 @@ import typer
 from oncofed_client.daemon_client import target
 from oncofed_client.doctor import examine
 from oncofed_client.doctor_check import Verdict
-from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.credentials import clear_way, hand_over
 from oncofed_client.gate.fence import Fence
 from oncofed_client.gate.node import check_enrolled
 from oncofed_client.gate.programs import environment_of
 from oncofed_client.log_lines import say
 from oncofed_client.metrics_file import EVERY_SECONDS, check_folder, kept
-from oncofed_client.no_network import NO_WAY_OUT, interfaces, leave_network
+from oncofed_client.no_network import NO_WAY_OUT, Reach, leave_network, reach
 from oncofed_client.options import Folder, OwnState
 from oncofed_client.settings import Policy
 from oncofed_client.whereabouts import SitePlace, site_place
@@ -100,7 +100,10 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
             _serve(place, path, socket_group, metrics)
             return
         check_enrolled(place.state)
-        credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
+        credentials = place.state
+        if gate_user is not None:
+            clear_way(gate_user, path.parent.parent, home.parent)
+            credentials = hand_over(place.state, home=home, user=gate_user)
         words, seen = _gate_words(credentials, home, path, fence, metrics), environment_of(environment, home)
         # What stays is a small process: nothing that reads data is imported in it.
         if only is Part.GATE:
@@ -136,7 +139,10 @@ def _serve(place: SitePlace, path: Path, group: str | None, metrics: Path | None
         ConfigError: no data to read, or a network that it cannot leave.
     """
     # Before anything is imported that starts threads: a process with threads may not leave without an administrator's rights.
-    if interfaces() and not leave_network():
+    found = reach()
+    if found is not Reach.NONE and leave_network():
+        found = Reach.NONE
+    if found is Reach.NETWORK:
         raise ConfigError(NO_WAY_OUT)
     # torch takes seconds, and the other commands need it not.
     from oncofed_client.daemon import Daemon, own_socket  # noqa: PLC0415
@@ -147,7 +153,7 @@ def _serve(place: SitePlace, path: Path, group: str | None, metrics: Path | None
         raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
     with own_socket(path, group=group), _figures(place, metrics):
         daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
-        say("daemon.ready", socket=str(path), network="none", pid=os.getpid())
+        say("daemon.ready", socket=str(path), network=found.value, pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)
         say("daemon.ended")

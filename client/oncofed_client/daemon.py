@@ -141,7 +141,11 @@ def own_socket(socket: Path, *, group: str | None = None) -> Iterator[Path]:
         if group is not None:
             shutil.chown(folder, group=int(group) if group.isdigit() else group)
         # With the group's bit set, what is made in it belongs to the group too.
-        folder.chmod(0o750 | stat.S_ISGID)
+        mode = 0o750 | stat.S_ISGID
+        found = folder.stat()
+        # A unit of systemd may neither set that bit nor give a folder away: there the folder is made for it beforehand.
+        if (stat.S_IMODE(found.st_mode), found.st_uid) != (mode, os.geteuid()):
+            folder.chmod(mode)
         descriptor = os.open(folder / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except (OSError, LookupError) as error:
         raise StorageError(f"{folder}: cannot be made for the daemon's socket ({error})") from None

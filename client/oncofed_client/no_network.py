@@ -12,11 +12,12 @@ import os
 import socket
 import struct
 import sys
+from enum import Enum
 from pathlib import Path
 
 from oncofed_shared.errors import ExitCode
 
-__all__ = ["NO_WAY_OUT", "interfaces", "leave_network"]
+__all__ = ["NO_WAY_OUT", "Reach", "interfaces", "leave_network", "reach"]
 
 NO_WAY_OUT = (
     "the daemon would have a network, and the kernel lets it have none of its own: not started. Start it by a unit with "
@@ -25,9 +26,17 @@ NO_WAY_OUT = (
 
 _NEW_USER = 0x10000000
 _NEW_NETWORK = 0x40000000
-# netdevice(7): the flags of an interface, of which the first says that it is up.
+# netdevice(7): the flags of an interface; one says that it is up, another that it is a loopback.
 _GET_FLAGS = 0x8913
-_UP = 1
+_UP, _LOOPBACK = 1, 8
+
+
+class Reach(Enum):
+    """Whom a process could reach: nobody, those who share its loopback, or whoever an interface leads to."""
+
+    NONE = "none"
+    LOOPBACK = "loopback"
+    NETWORK = "network"
 
 
 def leave_network() -> bool:
@@ -60,20 +69,49 @@ def leave_network() -> bool:
 
 def interfaces() -> tuple[str, ...]:
     """Names of the network interfaces that are up for this process; none where it has no network."""
+    return tuple(_flags_of_those_up())
+
+
+def reach() -> Reach:
+    """Whom a socket of this process could reach as it is now.
+
+    A unit with `PrivateNetwork=yes` and a container without a network have a loopback, which is theirs alone; a unit whose
+    `RestrictAddressFamilies` has Unix sockets only cannot use it either.
+
+    Guarantees:
+        - `NONE`: no interface is up, or the kernel refuses to make any socket of IPv4 or IPv6.
+        - `LOOPBACK`: nothing leads out of this process's network namespace.
+    """
+    up = _flags_of_those_up()
+    if not up or not any(map(_can_make, (socket.AF_INET, socket.AF_INET6))):
+        return Reach.NONE
+    return Reach.LOOPBACK if all(flags & _LOOPBACK for flags in up.values()) else Reach.NETWORK
+
+
+def _flags_of_those_up() -> dict[str, int]:
     # What a daemon's unit allows it: Unix sockets alone, of which the kernel answers this as of any other.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
 
-        def is_up(name: str) -> bool:
+        def flags(name: str) -> int:
             answer = fcntl.ioctl(probe, _GET_FLAGS, struct.pack("16sh14x", name.encode(), 0))
-            return bool(struct.unpack("16sh14x", answer)[1] & _UP)
+            return int(struct.unpack("16sh14x", answer)[1])
 
         # Two lines of headings, then a line for each, with its name before a colon.
         lines = Path("/proc/self/net/dev").read_text(encoding="ascii").splitlines()[2:]
-        return tuple(name for line in lines if is_up(name := line.split(":")[0].strip()))
+        names = [line.split(":")[0].strip() for line in lines]
+        return {name: found for name in names if (found := flags(name)) & _UP}
+
+
+def _can_make(family: int) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_DGRAM).close()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
-    if not leave_network() and interfaces():
+    if not leave_network() and reach() is Reach.NETWORK:
         sys.stderr.write(f"oncofed-site: {NO_WAY_OUT}\n")
         sys.exit(ExitCode.INPUT)
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606 - the words of whoever starts us

@@ -70,9 +70,18 @@ def check_enrolled(credentials: Path) -> None:
     """See that a folder has what a gate needs.
 
     Raises:
-        ConfigError: the site is not enrolled.
+        ConfigError: the site is not enrolled, or this user may not read what it needs.
     """
-    missing = [name for name in CREDENTIALS if not (credentials / name).is_file()]
+    try:
+        missing = [name for name in CREDENTIALS if not (credentials / name).is_file()]
+        unread = [name for name in CREDENTIALS if name not in missing and not os.access(credentials / name, os.R_OK)]
+    except PermissionError:
+        missing, unread = [], list(CREDENTIALS)
+    if unread:
+        raise ConfigError(
+            f"{credentials}: {' and '.join(unread)} cannot be read by this user; a gate of a user of its own is handed both, "
+            "by 'start --gate-user' or by LoadCredential in its unit"
+        )
     if missing:
         raise ConfigError(
             f"{credentials}: has no {' and no '.join(missing)}; the site is not enrolled: "

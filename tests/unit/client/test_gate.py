@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oncofed_client.enrol import request_enrolment
-from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.credentials import clear_way, hand_over
 from oncofed_client.gate.flower_parent import RELAYS, complete
 from oncofed_client.gate.node import check_enrolled, open_gate
 from oncofed_client.gate.programs import BIN, PASSED_ON, QUICK, SILENT, environment_of, gate_program, prepared
@@ -139,6 +140,47 @@ def test_a_gate_of_its_own_user_is_given_two_files(state, tmp_path):
     assert (made / "node.key").read_bytes() == (state / "node.key").read_bytes()
     with pytest.raises(ConfigError, match="no such user"):
         hand_over(state, home=tmp_path / "other", user="nobody-of-this-name")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root tries what another user may do")
+def test_a_gate_of_its_own_user_is_told_before_it_starts_that_it_cannot_get_there(tmp_path):
+    python = shutil.which("python3", path="/usr/bin:/usr/local/bin")
+    if python is None:
+        pytest.skip("no Python on this machine that another user may start")
+    with tempfile.TemporaryDirectory() as name:
+        short = Path(name)
+        short.chmod(0o755)
+        before = os.umask(0o077)
+        try:
+            clear_way("nobody", short / "a" / "b", short / "c", python=python)
+        finally:
+            os.umask(before)
+        assert {stat.S_IMODE(p.stat().st_mode) for p in (short / "a", short / "a" / "b", short / "c")} == {0o755}
+        (short / "a").chmod(0o700)
+        with pytest.raises(ConfigError, match=r"nobody: cannot get into .*/a/b; name places"):
+            clear_way("nobody", short / "a" / "b", short / "c", python=python)
+        (short / "own").mkdir(mode=0o700)
+        shutil.copy(python, short / "own" / "python")
+        with pytest.raises(ConfigError, match=r"may not start .*/own/python; install oncofed"):
+            clear_way("nobody", short, python=str(short / "own" / "python"))
+    with pytest.raises(ConfigError, match="no such user"):
+        clear_way("nobody-of-this-name", tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root tries what another user may do")
+def test_a_gate_that_may_not_read_its_two_files_says_so_in_a_line(state):
+    asked = "import pathlib, sys; from oncofed_client.gate import node; node.check_enrolled(pathlib.Path(sys.argv[1]))"
+    # Root without its rights over other users' files.
+    words = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-c", asked, str(state)]
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed")
+    shutil.chown(state / "node.key", "nobody")
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "node.key cannot be read by this user" in told.stderr
+    shutil.chown(state, "nobody")
+    state.chmod(0o700)
+    told = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "enrolment.json and node.key cannot be read by this user" in told.stderr
 
 
 def loaded(module: str) -> set[str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from oncofed_client.no_network import interfaces
+from oncofed_client.no_network import Reach, interfaces, reach
 
 TRY = """
 import socket, sys
@@ -66,3 +66,16 @@ def test_the_program_that_it_becomes_has_its_words_and_its_code():
         "import sys; sys.exit(len(sys.argv))",
     ]
     assert subprocess.run([*words, "a", "b"], check=False).returncode == 3
+
+
+@pytest.mark.skipif(not may_leave(), reason="this machine lets no process leave its network")
+def test_a_loopback_of_ones_own_leads_to_nobody():
+    asked = "from oncofed_client.no_network import reach; print(reach().value)"
+    left = [sys.executable, "-m", "oncofed_client.no_network", sys.executable, "-c", asked]
+    assert subprocess.run(left, capture_output=True, text=True, check=True).stdout == "none\n"
+    # What the gate's fence makes: the loopback is up, and nothing else is there.
+    asked = f"from oncofed_client.gate import fence; fence._own_network(); {asked}"
+    fenced = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert fenced.stdout == "loopback\n"
+    outside = {i for i in interfaces() if i != "lo"}
+    assert reach() is (Reach.NETWORK if outside else Reach.LOOPBACK)
