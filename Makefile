@@ -41,7 +41,7 @@ test: install proxy
 	$(BIN)/pytest -n 2 --dist loadgroup
 
 # pytest ends with 5 where no test carries the marker.
-test-slow: install
+test-slow: install proxy
 	$(BIN)/pytest -n 2 -m slow || test $$? -eq 5
 
 check: install

@@ -84,7 +84,8 @@ def draw(seed: int, number: int, scene: Scene) -> tuple[int, list[Operation]]:
     """A moment of the calm run to begin at, and a list."""
     chance = random.Random(f"{seed}|{number}")
     sites = list(scene.wards)
-    moment = chance.randrange(len(scene.moments))
+    # Rather late than early: a list costs as many exchanges as are left.
+    moment = max(chance.randrange(len(scene.moments)), chance.randrange(len(scene.moments)))
     # So many silences a site may have before the run goes on without it.
     mild, silences = chance.random() < 0.6, scene.plan.training.attempts - 1
     found: list[Operation] = []

@@ -17,16 +17,20 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
+import typer
 from running import STUDIES, Consortium, Hospital, Service, WireTap, new_consortium, ready, tapped, until
+from typer.testing import CliRunner
 
+from oncofed_client.__main__ import app as site_app
+from oncofed_server.__main__ import app as aggregator_app
 from oncofed_shared.signed_study import SignedStudy, read_study
+from oncofed_simulations.__main__ import app as simulate_app
 from oncofed_simulations.synthetic import write_cohort
 
 SITES = ("site-1", "site-2", "site-3")
@@ -307,28 +311,28 @@ def variant(name: str, source: str, folder: Path, **numbers: object) -> Path:
     return path
 
 
+def here(app: typer.Typer, *words: object) -> None:
+    """A command in this process: a new one for each would cost more than the storm."""
+    done = CliRunner().invoke(app, [str(w) for w in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+
+
 def enrol(consortium: Consortium, studies: list[Path]) -> None:
-    """From nothing to three enrolled sites and approved studies, as people do it."""
-    folder, key = consortium.folder, consortium.plan_key
-    consortium.call("server", "plan-key", "--out", key)
+    """From nothing to three enrolled sites and approved studies."""
+    folder, hub, key = consortium.folder, ("--dir", consortium.hub), consortium.plan_key
     address = ("--address", f"127.0.0.1:{consortium.port}", "--listen", f"127.0.0.1:{consortium.listen}")
-    consortium.call("server", "init", consortium.hub, "--name", "hub", *address, "--plan-key", key.with_suffix(".pub"))
-
-    def join(name: str) -> None:
+    here(aggregator_app, "plan-key", "--out", key)
+    here(aggregator_app, "init", consortium.hub, "--name", "hub", *address, "--plan-key", key.with_suffix(".pub"))
+    for name in SITES:
         data, request, answer = folder / "sites" / name, folder / f"{name}.request", folder / f"{name}.answer"
-        consortium.site("enrol", "request", data, "--out", request, patience=300.0)
-        consortium.aggregator("enrol", request, "--out", answer, patience=300.0)
-        consortium.site("enrol", "install", data, answer, patience=300.0)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(join, SITES))
-        for path in studies:
-            out = path.with_suffix(".study")
-            consortium.aggregator("prepare", path, "--plan-key", key, "--out", out, patience=300.0)
-            approve = lambda name, out=out: consortium.site(  # noqa: E731
-                "approve", out, "--site", folder / "sites" / name, patience=300.0
-            )
-            list(pool.map(approve, SITES))
+        here(site_app, "enrol", "request", data, "--out", request)
+        here(aggregator_app, "enrol", request, "--out", answer, *hub)
+        here(site_app, "enrol", "install", data, answer)
+    for path in studies:
+        out = path.with_suffix(".study")
+        here(aggregator_app, "prepare", path, "--plan-key", key, "--out", out, *hub)
+        for name in SITES:
+            here(site_app, "approve", out, "--site", folder / "sites" / name)
 
 
 @contextlib.contextmanager
@@ -351,11 +355,8 @@ def storm_run(folder: Path, *, kills: int, seconds: float, seed: int) -> Iterato
             variant(PRIVATE, PRIVATE, folder, rounds=4, validate_every=4, **patient),
             variant(AGAIN, PRIVATE, folder, rounds=12, validate_every=12, **patient),
         ]
-        simulated = consortium.words(
-            "simulations", "run", studies[0], "--sites", sites, "--out", folder / "simulated", "--no-baselines"
-        )
-        done = subprocess.run(simulated, env=consortium.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        out = folder / "simulated"
+        here(simulate_app, "run", studies[0], "--sites", sites, "--out", out, "--no-baselines")
         enrol(consortium, studies)
         hub = consortium.service("hub", "server", "start", "--dir", consortium.hub)
         keys = consortium.hub / "keys"
@@ -375,7 +376,7 @@ def storm_run(folder: Path, *, kills: int, seconds: float, seed: int) -> Iterato
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         for name in (OPEN, PRIVATE):
-            consortium.aggregator("submit", folder / f"{name}.study", patience=300.0)
+            here(aggregator_app, "submit", folder / f"{name}.study", "--dir", consortium.hub)
         hub.start()
         for hospital in run.hospitals.values():
             hospital.daemon.start()
@@ -400,7 +401,7 @@ def restored(run: StormRun, name: str) -> dict[str, Any]:
     consortium, hospital = run.consortium, run.hospitals[name]
     run.ids[AGAIN] = run.study(AGAIN).id
     copy = consortium.folder / "yesterday"
-    consortium.aggregator("submit", consortium.folder / f"{AGAIN}.study", patience=300.0)
+    here(aggregator_app, "submit", consortium.folder / f"{AGAIN}.study", "--dir", consortium.hub)
 
     def come(rounds: int) -> Callable[[], bool]:
         def look() -> bool:

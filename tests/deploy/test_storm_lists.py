@@ -118,7 +118,7 @@ def test_ten_thousand_lists_of_faults(chunk: int, scene: Callable[[str], Scene],
         assert problem == "", f"{name}: {problem}"
         assert sum(ends[p.value] for p in (Phase.DONE, Phase.FAILED)) + ends["stuck"] == each or each == 0
         # The lists are no calm ones, and most runs come through.
-        assert each < 100 or ends["had to"] < ends[Phase.DONE.value] < each
+        assert each < 100 or ends["had to"] <= ends[Phase.DONE.value] < each
 
 
 # -- would they find anything? ----------------------------------------------------------------------------------------------
