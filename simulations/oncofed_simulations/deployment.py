@@ -11,7 +11,6 @@ import json
 import re
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -271,8 +270,3 @@ def new_consortium(folder: Path) -> Iterator[Consortium]:
             yield made
         finally:
             ours.kill(patience=20.0)
-
-
-def median(values: Sequence[float]) -> float:
-    """The median, or 0 of nothing."""
-    return statistics.median(values) if values else 0.0

@@ -80,7 +80,17 @@ def test_a_relay_is_a_copy_that_ends_and_sigterm_ends_all_in_order(parent):
     assert "SuperNode terminated gracefully" in log.read_text()
 
 
-@pytest.mark.parametrize("victim", ["parent", "flower-supernod", "flower-superexe"])
+def test_a_superexec_that_ends_is_followed_by_another(parent):
+    process, _, _, _ = parent
+    first = next(p for p in process.children() if p.name() == "flower-superexe")
+    first.kill()
+    until(lambda: any(p.name() == "flower-superexe" and p.pid != first.pid for p in process.children()))
+    assert names(process) == {"flower-supernod", "flower-superexe"}
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("victim", ["parent", "flower-supernod"])
 def test_whoever_is_killed_the_others_end_too(parent, victim):
     process, _, _, _ = parent
     all_three = [process, *process.children()]

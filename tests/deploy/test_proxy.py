@@ -290,6 +290,20 @@ def test_without_a_bell_the_superlink_is_asked_at_once(service: Service) -> None
     _wait("the bell is back", lambda: service.ask(PULL) == 307)
 
 
+def test_a_superlink_whose_superexec_died_is_started_again(service: Service) -> None:
+    def superexec() -> psutil.Process | None:
+        below = psutil.Process(service.process.pid).children(recursive=True)
+        alive = [p for p in below if p.status() != psutil.STATUS_ZOMBIE]
+        return next((p for p in alive if p.name().startswith("flower-superexe")), None)
+
+    _wait("there is one", superexec)
+    first = superexec()
+    assert first is not None
+    first.kill()
+    _wait("there is another", lambda: (now := superexec()) is not None and now.pid != first.pid)
+    _wait("the SuperLink answers", lambda: service.ask(FLEET_PATHS[0]) == 401)
+
+
 def test_killed_programs_are_started_again_and_the_node_comes_back(service: Service) -> None:
     def children() -> dict[str, psutil.Process]:
         found = {}

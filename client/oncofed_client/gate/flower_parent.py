@@ -32,6 +32,7 @@ SUPERNODE, SUPEREXEC, RELAY = "flower-supernode", "flower-superexec", "flwr-clie
 _LOOK = 0.2
 _SOON = 0.02
 _PATIENCE = 20.0
+_PAUSE = 1.0
 _MOST_WORDS = 32
 _PIECE = 1 << 16
 _BY_SIGNAL = 128
@@ -166,20 +167,20 @@ def main(words: Sequence[str]) -> int:
     gc.freeze()
     node = parent.start([*words, "--isolation", "process"])
     superexec = [SUPEREXEC, "--insecure", "--runtime-api-address", f"127.0.0.1:{port}", "--parent-pid", str(node)]
-    kept, asked, end = bytearray(), False, float("inf")
+    kept, due, end = bytearray(), 0.0, float("inf")
     while SUPERNODE not in parent.ended and time.monotonic() < end:
-        if not asked and _answers(port):
-            asked = True
+        beside = SUPEREXEC in parent.running.values()
+        # One that ended, on an answer of the SuperNode's that it did not expect, is followed by another.
+        if not beside and not parent.stopped and time.monotonic() >= due and _answers(port):
+            due = time.monotonic() + _PAUSE
             parent.start(superexec)
-        if select.select([pipe], [], [], _LOOK if asked else _SOON)[0]:
+        if select.select([pipe], [], [], _LOOK if beside else _SOON)[0]:
             kept += os.read(pipe, _PIECE)
             for each in complete(kept):
                 parent.start([RELAY, *each])
         parent.bury()
-        if (asked_to := parent.stopped) or SUPEREXEC in parent.ended:
+        if parent.stopped:
             end = min(end, time.monotonic() + _PATIENCE)
-            if not asked_to:
-                parent.stop()
     parent.stop()
     code = parent.ended.get(SUPERNODE, 1)
     return code if code >= 0 else _BY_SIGNAL - code

@@ -95,6 +95,7 @@ class Dispatcher:
             try:
                 self._renewed_certificate()
                 self._shorten_logs()
+                self._look_after_superexec()
                 if self._superlink_answers():
                     self._register()
                     self._see_nodes()
@@ -107,6 +108,21 @@ class Dispatcher:
         if (event, text) != self._told:
             self._told = (event, text)
             self.say(event, text=text)
+
+    def _look_after_superexec(self) -> None:
+        """End a SuperLink whose SuperExec is dead: Flower starts none anew, and no run would ever begin. `start` starts another.
+
+        Seen under a load in which SQLite answered "database is locked": SuperExec ends on the first answer that it does not expect.
+        """
+        with contextlib.suppress(psutil.Error):
+            beside = psutil.Process(os.getpid()).parent()
+            for program in beside.children() if beside is not None else ():
+                if not any(part.endswith("flower-superlink") for part in program.cmdline()[:3]):
+                    continue
+                found = [c for c in program.children() if c.name().startswith("flower-superexe")]
+                if found and all(c.status() == psutil.STATUS_ZOMBIE for c in found):
+                    program.terminate()
+                    self.say("SuperLink: its SuperExec has died; it is started again")
 
     def _superlink_answers(self) -> bool:
         port = superlink_port(self.folder)

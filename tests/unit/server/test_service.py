@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from oncofed_server.__main__ import app
 from oncofed_server.service.authority import days_left
+from oncofed_server.service.bell import NOW
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.keys import new_key, read_key
 from oncofed_server.service.proxy import FLEET_PATHS, configuration
@@ -392,16 +393,22 @@ def test_a_new_step_key_is_for_new_studies_and_old_ones_keep_theirs(hub: Hub, ma
         hub.folder.step_key_of(bytes(32))
 
 
-def test_nginx_is_told_ten_paths_and_nothing_that_a_folders_name_could_smuggle_in(hub: Hub, tmp_path: Path) -> None:
-    text = configuration(hub.folder, upstream=4711, as_root=False)
-    assert text.count("location ") == len(FLEET_PATHS) + 1
+def test_nginx_is_told_eleven_paths_and_nothing_that_a_folders_name_could_smuggle_in(hub: Hub, tmp_path: Path) -> None:
+    text = configuration(hub.folder, upstream=4711, bell=4712, as_root=False)
+    paths = [line.split()[2] for line in text.splitlines() if "location = " in line]
+    assert sorted(paths) == sorted([*FLEET_PATHS, NOW])
+    # Beside them what nobody knows, and the way to the SuperLink without a bell, which no client can name.
+    assert text.count("location ") == len(paths) + 2
+    assert "location / { return 404; }" in text
+    assert "location @now {" in text
     assert "listen 0.0.0.0:8443 ssl" in text
     assert "user " not in text
-    assert text.count("proxy_pass ") == len(FLEET_PATHS)
+    assert text.count("proxy_pass ") == len(paths) + 1
+    assert text.count("proxy_pass http://127.0.0.1:4712/;") == 1
     odd = tmp_path / "a;b"
     hub.path.rename(odd)
     with pytest.raises(ConfigError, match="move the aggregator's folder"):
-        configuration(Folder.open(odd), upstream=1, as_root=False)
+        configuration(Folder.open(odd), upstream=1, bell=2, as_root=False)
 
 
 def test_mistakes_are_one_line_and_an_exit_code_never_a_traceback(hub: Hub, tmp_path: Path) -> None:
