@@ -141,12 +141,14 @@ def audit_reconstruction(plan: Plan, folder: Path, out: Path, *, seed: int) -> l
     if not plan.model.linear_path:
         return []
     trial, rows = Trial(seed=seed), []
+    # Read once: all these plans have the same modalities and tasks.
+    known = open_sites(plan, folder, out / "sites", only=plan.privacy.patients)  # type: ignore[union-attr]
     for batch, model in product(BATCHES, _models(plan)):
         planted = partial(_steps, rounds=plan.training.rounds, seed=seed) if model == IMPRINT else None
         for kind, own in _plans(_telling(plan) if model == TELLING else plan).items():
             shutil.rmtree(out, ignore_errors=True)
             roster = open_sites(own, folder, out / "sites", only=plan.privacy.patients)  # type: ignore[union-attr]
-            sites = {n: with_source(s, _Few(s.source, own, trial, batch)) for n, s in roster.items()}
+            sites = {n: with_source(s, _Few(known[n].source, plan, trial, batch)) for n, s in roster.items()}
             scene = _scene(own, sites, out, trial, planted=planted)
             for view, attacked in scene.views(kind).items():
                 found = [recovered(records, rows_of(scene.attacker, heard)) for records, heard in attacked]
