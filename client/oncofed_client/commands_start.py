@@ -20,9 +20,10 @@ from oncofed_client.daemon_client import target
 from oncofed_client.doctor import examine
 from oncofed_client.doctor_check import Verdict
 from oncofed_client.gate.credentials import hand_over
+from oncofed_client.gate.fence import Fence
 from oncofed_client.gate.node import check_enrolled, environment_of
 from oncofed_client.log_lines import say
-from oncofed_client.no_network import interfaces, leave_network
+from oncofed_client.no_network import NO_WAY_OUT, interfaces, leave_network
 from oncofed_client.options import Folder, OwnState
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
@@ -67,6 +68,12 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         gate_user: Annotated[
             str | None, typer.Option("--gate-user", metavar="USER", help="Run the gate as this user; needs root.")
         ] = None,
+        fence: Annotated[
+            Fence,
+            typer.Option(
+                "--fence", help="What holds the gate to the aggregator's address: itself, or its unit or firewall."
+            ),
+        ] = Fence.OWN,
         check: Annotated[
             bool,
             typer.Option("--check", help="Look at this machine as `doctor` does, and start only if nothing is wrong."),
@@ -84,7 +91,7 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
             return
         check_enrolled(place.state)
         credentials = place.state if gate_user is None else hand_over(place.state, home=home, user=gate_user)
-        words, seen = _gate_words(credentials, home, path), environment_of(environment, home)
+        words, seen = _gate_words(credentials, home, path, fence), environment_of(environment, home)
         # What stays is a small process: nothing that reads data is imported in it.
         if only is Part.GATE:
             _become(words, gate_user, seen)
@@ -112,7 +119,14 @@ def _check(place: SitePlace, environment: Mapping[str, str], socket: Path) -> No
 
 
 def _serve(place: SitePlace, path: Path, group: str | None) -> None:
-    """Be the daemon."""
+    """Be the daemon.
+
+    Raises:
+        ConfigError: no data to read, or a network that it cannot leave.
+    """
+    # Before anything is imported that starts threads: a process with threads may not leave without an administrator's rights.
+    if interfaces() and not leave_network():
+        raise ConfigError(NO_WAY_OUT)
     # torch takes seconds, and the other commands need it not.
     from oncofed_client.daemon import Daemon, own_socket  # noqa: PLC0415
     from oncofed_client.door import open_door  # noqa: PLC0415
@@ -121,10 +135,8 @@ def _serve(place: SitePlace, path: Path, group: str | None) -> None:
     if data is None:
         raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
     with own_socket(path, group=group):
-        if interfaces():
-            leave_network()
         daemon = Daemon(path, lambda: open_door(data, place.state, clock=time.time, log=_note))
-        say("daemon.ready", socket=str(path), network=", ".join(interfaces()) or "none", pid=os.getpid())
+        say("daemon.ready", socket=str(path), network="none", pid=os.getpid())
         stop.wait()
         daemon.stop(GRACE)
         say("daemon.ended")
@@ -145,8 +157,9 @@ def _tell(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _gate_words(credentials: Path, home: Path, path: Path) -> list[str]:
+def _gate_words(credentials: Path, home: Path, path: Path, fence: Fence) -> list[str]:
     given = ["--credentials", str(credentials.absolute()), "--home", str(home), "--socket", str(path)]
+    given += ["--fence", fence.value]
     return [sys.executable, "-m", "oncofed_client.gate", *given]
 
 

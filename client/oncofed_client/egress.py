@@ -15,6 +15,8 @@ from oncofed_shared.messages import (
     Delivered,
     Describe,
     Description,
+    End,
+    Ended,
     Errand,
     ErrandReply,
     Evaluate,
@@ -48,6 +50,7 @@ ANSWERS: dict[type, type] = {
     Contribute: Contribution,
     Count: Counted,
     Deliver: Delivered,
+    End: Ended,
 }
 _MOST_PER_PARAMETER, _MOST_BESIDE = 4, 64
 """Numbers in an update for each parameter that was sent, and beside them: what the rules append, with room."""

@@ -26,6 +26,7 @@ from whole_run import KINDS, NUMBERS, OPEN, PATIENT, PRIVATE, SITES, TEXTS, Whol
 
 from oncofed_client.budget import epsilon_of_charges  # noqa: E402
 from oncofed_client.daemon_client import healthy  # noqa: E402
+from oncofed_client.gate.fence import can_be_fenced  # noqa: E402
 from oncofed_client.identity import public_half  # noqa: E402
 from oncofed_client.ledger import LEDGER_FILE  # noqa: E402
 from oncofed_client.ledger_verify import read_account  # noqa: E402
@@ -45,6 +46,7 @@ def _proxy() -> str:
 pytestmark = [
     pytest.mark.deploy,
     pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
+    pytest.mark.skipif(not can_be_fenced(), reason="this kernel gives no process a network of its own"),
     # One run for all of them, so one worker.
     pytest.mark.xdist_group("consortium"),
 ]

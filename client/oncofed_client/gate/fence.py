@@ -4,7 +4,8 @@ The SuperNode, and whatever an aggregator ships into it, runs in a network names
 connects there to the aggregator, or asks the proxy there for it, is handed as an open socket to `Way`, which has the machine's
 network and opens connections to the aggregator's address alone.
 
-`python -m oncofed_client.gate.fence FD HOST:PORT WORDS...` builds the fence and becomes the program of these words.
+`python -m oncofed_client.gate.fence FD HOST:PORT WORDS...` builds the fence and becomes the program of these words; where it
+cannot, it says so and starts nothing. Without words it says by its exit code whether it could.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ import os
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from enum import Enum
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 from oncofed_client.no_network import leave_network
+from oncofed_shared.errors import ExitCode
 
-__all__ = ["Way", "apart", "fenced"]
+__all__ = ["Fence", "Way", "apart", "can_be_fenced", "fenced"]
 
 LONGEST_ASK = 8192
 PATIENCE = 30.0
@@ -35,6 +39,13 @@ _SET_FLAGS, _UP = 0x8914, 1
 _DIE_WITH_PARENT = 1
 _DIRECT, _ASKED = b"D", b"A"
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+
+
+class Fence(Enum):
+    """What holds a gate to the aggregator's address: a network of its own, or its unit, container or firewall."""
+
+    OWN = "own"
+    UNIT = "unit"
 
 
 def apart(address: str) -> tuple[str, int]:
@@ -158,19 +169,47 @@ def _carry(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def fenced(descriptor: int, address: str) -> list[str] | None:
+def can_be_fenced(*, user: int | None = None, group: int | None = None) -> bool:
+    """Whether this machine lets a program have a network of its own; a child tries it.
+
+    Args:
+        user: whom the program will run as; without it, as this process.
+        group: likewise.
+    """
+    words = [sys.executable, "-m", "oncofed_client.gate.fence"]
+    ended = subprocess.run(words, check=False, capture_output=True, user=user, group=group)  # noqa: S603 - our own words
+    return ended.returncode == 0
+
+
+def _own_network() -> None:
+    """Leave the machine's network for one with a loopback.
+
+    Raises:
+        PermissionError: the kernel gives no such network; this process is as it was, or in a network in which nothing works.
+    """
+    if not leave_network():
+        raise PermissionError
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        fcntl.ioctl(probe, _SET_FLAGS, struct.pack("16sh14x", b"lo", _UP))
+
+
+def fenced(descriptor: int, address: str) -> list[str]:
     """Leave the machine's network for one in which there is the way to the address alone.
 
     Args:
         descriptor: `Way.theirs` of whoever started us.
 
     Returns:
-        Words to put before those of what runs inside; None where the kernel allows no network of one's own.
+        Words to put before those of what runs inside.
+
+    Raises:
+        OSError: the kernel gives no network of its own.
+
+    Guarantees:
+        - What this process becomes after it has the way and a loopback, and no other network.
+        - Where there is no fence nothing is started.
     """
-    if not leave_network():
-        return None
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        fcntl.ioctl(probe, _SET_FLAGS, struct.pack("16sh14x", b"lo", _UP))
+    _own_network()
     proxy = socket.create_server(("127.0.0.1", 0))
     listeners = {proxy: _ASKED}
     host, port = apart(address)
@@ -208,10 +247,12 @@ def _hand_over(listeners: Mapping[socket.socket, bytes], way: socket.socket) -> 
 
 
 if __name__ == "__main__":
-    before = fenced(int(sys.argv[1]), sys.argv[2])
-    if before is None:
-        sys.stderr.write(
-            "gate: this kernel gives no network of its own: a unit (IPAddressDeny) or a firewall has to hold it to the aggregator\n"
-        )
-    words = [*(before or ()), *sys.argv[3:]]
+    try:
+        if not sys.argv[1:]:
+            _own_network()
+            sys.exit()
+        words = [*fenced(int(sys.argv[1]), sys.argv[2]), *sys.argv[3:]]
+    except OSError:
+        sys.stderr.write("gate: the kernel gives it no network of its own, so nothing is started\n")
+        sys.exit(ExitCode.INPUT)
     os.execv(words[0], words)  # noqa: S606 - the words of whoever starts us

@@ -52,20 +52,22 @@ class Gate:
     socket: Path
 
     def program(
-        self, environment: Mapping[str, str], *, way: int, user: int | None = None, group: int | None = None
+        self, environment: Mapping[str, str], *, way: int | None, user: int | None = None, group: int | None = None
     ) -> Program:
-        """The SuperNode as a program that must run, behind a fence (`fence`).
+        """The SuperNode as a program that must run.
 
         Args:
             environment: of this process; little of it is passed on.
-            way: `Way.theirs`, by which it reaches the aggregator.
+            way: `Way.theirs`, by which it reaches the aggregator from behind its fence (`fence`); None where its unit is the fence.
         """
-        fence = [sys.executable, "-m", "oncofed_client.gate.fence", str(way), self.enrolment.address]
+        fence = (
+            () if way is None else (sys.executable, "-m", "oncofed_client.gate.fence", str(way), self.enrolment.address)
+        )
         return Program(
             name="gate",
             command=lambda: [*fence, *self.command()],
             environment=environment_of(environment, self.home),
-            passes=(way,),
+            passes=() if way is None else (way,),
             user=user,
             group=group,
             why=_why,
