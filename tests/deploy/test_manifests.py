@@ -234,6 +234,8 @@ def test_folders_of_the_recipe_belong_to_the_users_of_the_compose_file() -> None
     daemon, gate = (COMPOSE["services"][n]["user"].split(":") for n in ("daemon", "gate"))
     assert (words[words.index("--owner") + 1], words[words.index("--group") + 1]) == (daemon[0], gate[1])
     assert words[words.index("--mode") + 1] == "2750"
+    # An engine that fills a volume may drop the group's bit; the daemon sets it again, which only a member may.
+    assert COMPOSE["services"]["daemon"]["group_add"] == [gate[1]]
 
 
 def test_a_machine_that_cannot_build_images_is_told_why(tmp_path: Path) -> None:
