@@ -30,18 +30,18 @@ from typer.testing import CliRunner
 from oncofed_client.__main__ import app as site_app
 from oncofed_server.__main__ import app as aggregator_app
 from oncofed_shared.signed_study import SignedStudy, read_study
+from oncofed_shared.storage import write_whole
 from oncofed_simulations.__main__ import app as simulate_app
 from oncofed_simulations.synthetic import write_cohort
 
 SITES = ("site-1", "site-2", "site-3")
 OPEN, PRIVATE, AGAIN = "consortium", "consortium_private", "consortium_again"
 ENDED = {"done", "failed", "stuck"}
-FAKE_TIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 SITE_DISK, HUB_DISK = "24m", "400m"
-NEWER = (
-    "import oncofed_shared.signed_study as m; m.PROTOCOL += 1; "
-    "import sys; sys.argv[0] = 'oncofed-site'; from oncofed_client.__main__ import main; main()"
-)
+START = "from oncofed_client.__main__ import main; main()"
+CLOCK = "import time; right = time.time; time.time = lambda: right() + float(open({0!r}).read()); "
+"""A daemon on a clock that is wrong by as many seconds as stand in a file. It reads no other clock for its decisions."""
+NEWER = "import oncofed_shared.signed_study as m; m.PROTOCOL += 1; "
 """A daemon of a version to come, which speaks the next protocol."""
 
 
@@ -170,7 +170,7 @@ class StormRun:
         for kind, (apart, processes) in self.victims().items():
             # A program in between waits for its parent's death and then becomes the program.
             with contextlib.suppress(psutil.Error):
-                real = [p for p in processes if "-c" not in p.cmdline()[:2] or "PROTOCOL" in " ".join(p.cmdline()[:3])]
+                real = [p for p in processes if "-c" not in p.cmdline()[:2] or START in " ".join(p.cmdline()[:3])]
                 if real and now - self.last.get(kind, 0.0) > apart:
                     able.append((kind, real[0]))
         for kind, process in self.chance.sample(able, min(len(able), self.chance.randint(1, 3))):
@@ -191,8 +191,9 @@ class StormRun:
 
     def start_daemon(self, hospital: Hospital) -> None:
         words = hospital.daemon.words
-        plain = [sys.executable, "-m", "oncofed_client", *words[words.index("start") :]]
-        hospital.daemon.words = [sys.executable, "-c", NEWER, *plain[3:]] if hospital.name in self.newer else plain
+        code = CLOCK.format(str(self.clock)) if hospital.name == SITES[1] else ""
+        code += NEWER if hospital.name in self.newer else ""
+        hospital.daemon.words = [sys.executable, "-c", code + START, *words[words.index("start") :]]
         hospital.daemon.start()
 
     def kill_daemon(self, name: str) -> None:
@@ -215,7 +216,12 @@ class StormRun:
 
     def hour(self, shift: str) -> None:
         """Set the second site's clock off."""
-        (self.consortium.short / "clock").write_text(shift)
+        write_whole(self.clock, shift.encode())
+
+    @property
+    def clock(self) -> Path:
+        """By how many seconds the second site's clock is wrong."""
+        return self.consortium.short / "clock"
 
     def upgrade(self, name: str, *, newer: bool) -> None:
         (self.newer.add if newer else self.newer.discard)(name)
@@ -244,13 +250,10 @@ class StormRun:
             ]  # fmt: skip
         else:
             self.missing["full disks"] = "a file system of its own cannot be mounted here"
-        if FAKE_TIME.exists():
-            made += [
-                Fault(name="a clock five minutes slow", after=2 * kills // 3, seconds=20,
-                      begin=lambda: self.hour("-300s"), end=lambda: self.hour("+0s")),
-            ]  # fmt: skip
-        else:
-            self.missing["a wrong clock"] = f"{FAKE_TIME} is not there: apt-get install faketime"
+        made.append(
+            Fault(name="a clock five minutes slow", after=2 * kills // 3, seconds=20,
+                  begin=partial(self.hour, "-300"), end=partial(self.hour, "0"))
+        )  # fmt: skip
         self.faults = made
 
     def weather(self) -> bool:
@@ -365,21 +368,12 @@ def storm_run(folder: Path, *, kills: int, seconds: float, seed: int) -> Iterato
         ids = {n: read_study((folder / f"{n}.study").read_bytes(), plan_key=None).id for n in (OPEN, PRIVATE)}
         run = StormRun(consortium=consortium, hub=hub, wire=wire, ids=ids, chance=random.Random(seed))
         stack.callback(run.slow.clear)
-        if FAKE_TIME.exists():
-            run.hour("+0s")
-            second = run.hospitals[SITES[1]].daemon
-            second.environment = second.environment | {
-                "LD_PRELOAD": str(FAKE_TIME),
-                "FAKETIME_TIMESTAMP_FILE": str(consortium.short / "clock"),
-                "FAKETIME_CACHE_DURATION": "1",
-                "DONT_FAKE_MONOTONIC": "1",
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
+        run.hour("0")
         for name in (OPEN, PRIVATE):
             here(aggregator_app, "submit", folder / f"{name}.study", "--dir", consortium.hub)
         hub.start()
         for hospital in run.hospitals.values():
-            hospital.daemon.start()
+            run.start_daemon(hospital)
             stack.enter_context(tapped(hospital))
             hospital.gate.start()
         for hospital in run.hospitals.values():
