@@ -21,23 +21,27 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from airlock_world import Lines  # noqa: E402
+import airlock_world
+from airlock_world import Lines, World, aggregator_of, private_changes, run
 
-from oncofed_client.approvals import approve  # noqa: E402
-from oncofed_client.door import Door, open_door  # noqa: E402
-from oncofed_client.enrol import ENROLMENT_FILE, install, installed, request_enrolment  # noqa: E402
-from oncofed_client.identity import public_half  # noqa: E402
-from oncofed_client.node_key import node_public  # noqa: E402
-from oncofed_client.receipts import RECEIPTS_FILE, verify_receipts  # noqa: E402
-from oncofed_client.site_keys import current_key  # noqa: E402
-from oncofed_server.service.folder import Folder  # noqa: E402
-from oncofed_server.service.prepare import prepare  # noqa: E402
-from oncofed_server.service.registry import enrol, gate_keys, newest_roster, publish_roster, revoke  # noqa: E402
-from oncofed_server.service.status import status_of  # noqa: E402
-from oncofed_server.service.studies import StudyFolder, Wanted, add_study  # noqa: E402
-from oncofed_shared.messages import Describe, Description, Head, Refusal, from_bytes, to_bytes  # noqa: E402
-from oncofed_shared.public_keys import public_of  # noqa: E402
-from oncofed_shared.sealed import open_reply, open_request, seal_request  # noqa: E402
+from oncofed_client.approvals import approve
+from oncofed_client.door import Door, open_door
+from oncofed_client.enrol import ENROLMENT_FILE, install, installed, request_enrolment
+from oncofed_client.identity import identity_of, public_half
+from oncofed_client.ledger import LEDGER_FILE, verify
+from oncofed_client.ledger_verify import read_account
+from oncofed_client.node_key import node_public
+from oncofed_client.receipts import RECEIPTS_FILE, verify_receipts
+from oncofed_client.site_keys import current_key, next_key, take_next
+from oncofed_server.aggregator import Phase
+from oncofed_server.service.folder import Folder
+from oncofed_server.service.prepare import prepare
+from oncofed_server.service.registry import enrol, gate_keys, newest_roster, publish_roster, revoke
+from oncofed_server.service.status import status_of
+from oncofed_server.service.studies import StudyFolder, Wanted, add_study
+from oncofed_shared.messages import Describe, Description, Head, Refusal, from_bytes, to_bytes
+from oncofed_shared.public_keys import public_of
+from oncofed_shared.sealed import open_reply, open_request, seal_request
 
 HOST, START, DAY = "hub.example.org", 1_800_000_000.0, 86_400.0
 TICK, YEARS = 20, 5
@@ -116,7 +120,11 @@ class Consortium:
         )
         reply = self.doors[site].handle(content)
         opened = open_reply(
-            reply, request_digest=open_request(content).digest, study_id=study.id, site=site, identity=study.roster[site]
+            reply,
+            request_digest=open_request(content).digest,
+            study_id=study.id,
+            site=site,
+            identity=study.roster[site],
         )
         return from_bytes(opened.body)
 
@@ -136,7 +144,9 @@ class Consortium:
         enrolment = installed(self.state(site))
         assert enrolment is not None
         authority = x509.load_pem_x509_certificate(enrolment.certificate.encode())
-        return trusted(authority, x509.load_pem_x509_certificate((self.folder.keys / "server.crt").read_bytes()), self.now)
+        return trusted(
+            authority, x509.load_pem_x509_certificate((self.folder.keys / "server.crt").read_bytes()), self.now
+        )
 
     def do_what_status_says(self) -> list[str]:
         """As a person would, who looks every twenty days."""
@@ -259,6 +269,27 @@ def test_a_revocation_acts_on_the_next_message_of_renewed_and_former_keys_alike(
     for each in (place, later):
         assert isinstance(world.ask(each, "site-2"), Refusal)
     assert len(epoch.gone) == 2
+
+
+def test_secure_sums_and_ledgers_go_on_with_renewed_keys(
+    tmp_path: Path, hospitals: Path, make_plan: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towards others the new key signs, heads of ledgers too; the ledger stays under the first one and keeps what others signed."""
+    for site in FIRST:
+        renewed = public_of(next_key(tmp_path / site))
+        take_next(tmp_path / site, renewed)
+        assert public_of(identity_of(tmp_path / site)) != renewed == public_of(current_key(tmp_path / site))
+    monkeypatch.setattr(airlock_world, "identity_of", current_key)
+    world = World.make(tmp_path, make_plan(**private_changes("consortium")), hospitals)
+    aggregator = aggregator_of(world)
+    run(world, aggregator)
+    assert aggregator.state.phase is Phase.DONE
+    for site in FIRST:
+        state = tmp_path / site
+        assert verify(state / LEDGER_FILE, public_half(state)) == []
+        account = read_account(state / LEDGER_FILE, public_half(state))
+        assert sum(sum(plan.used) for plan in account.all_plans()) > 0
+    world.close()
 
 
 def test_a_roster_that_nobody_renews_stops_the_sites(consortium: Consortium) -> None:
