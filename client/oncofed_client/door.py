@@ -2,10 +2,8 @@
 
 In this order: size, form, version; the study approved here; signed by its step key. Whoever fails so far gets `sealed.REFUSED`,
 always the same bytes. Then: the message itself, for this site, not withdrawn, the time, the roster epoch, what was approved,
-this run,
-its number, the model. What fails there is answered with a sealed `Refusal` and its code. Then `Site.handle`, the egress check,
-stored,
-sealed, receipt, out.
+this run, its number, the model. What fails there is answered with a sealed `Refusal` and its code. Then `Site.handle`, the egress
+check, sealed, stored, receipt, out.
 
 Everything that may change while the process runs (approvals, withdrawals, revocations) is read again for each request.
 """
@@ -53,6 +51,8 @@ from oncofed_shared.messages import (
     Count,
     Deliver,
     Delivered,
+    End,
+    Ended,
     ErrandReply,
     Head,
     Refusal,
@@ -244,6 +244,9 @@ class Door:
                 # The run is over: what its plan reserved and never asked for is free again.
                 self.site.end(head)
                 return Delivered(head=head, site=self.site.name, digest=digest)
+            case End(head=head):
+                self.site.end(head)
+                return Ended(head=head, site=self.site.name)
             case _:
                 return self.site.handle(message)
 

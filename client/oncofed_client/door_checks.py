@@ -13,7 +13,7 @@ from oncofed_client.door_memory import DoorMemory, Model
 from oncofed_client.known_rosters import SECONDS_PER_DAY, keep_roster
 from oncofed_client.settings import Policy
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
-from oncofed_shared.messages import Count, Errand, Request, from_bytes
+from oncofed_shared.messages import Count, End, Errand, Request, from_bytes
 from oncofed_shared.roster import RosterEpoch
 from oncofed_shared.sealed import SealedRequest
 from oncofed_shared.sights import agreeing, model_of, moment_of, needed
@@ -156,13 +156,13 @@ def message_of(request: SealedRequest) -> Asked:
 
 
 def check_scope(approval: Approval, message: Asked) -> None:
-    """See that what is asked was approved: counting by itself, all else as training.
+    """See that what is asked was approved: counting by itself, all else as training; to be told of the end needs either.
 
     Raises:
         PolicyRefusal: code `unapproved-plan`.
     """
     scope = "counting" if isinstance(message, Count) else "training"
-    if scope not in approval.scopes:
+    if not isinstance(message, End) and scope not in approval.scopes:
         raise PolicyRefusal(f"the study is not approved for {scope} at this site", code="unapproved-plan")
 
 

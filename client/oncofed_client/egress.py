@@ -15,6 +15,8 @@ from oncofed_shared.messages import (
     Delivered,
     Describe,
     Description,
+    End,
+    Ended,
     Errand,
     ErrandReply,
     Evaluate,
@@ -22,6 +24,8 @@ from oncofed_shared.messages import (
     Exchanged,
     Open,
     Ready,
+    Reduce,
+    Reduced,
     Refusal,
     Reply,
     Request,
@@ -38,6 +42,7 @@ __all__ = ["ANSWERS", "check_reply", "check_share"]
 ANSWERS: dict[type, type] = {
     Describe: Description,
     Summarise: Summary,
+    Reduce: Reduced,
     Open: Ready,
     Train: Update,
     Evaluate: Tables,
@@ -45,6 +50,7 @@ ANSWERS: dict[type, type] = {
     Contribute: Contribution,
     Count: Counted,
     Deliver: Delivered,
+    End: Ended,
 }
 _MOST_PER_PARAMETER, _MOST_BESIDE = 4, 64
 """Numbers in an update for each parameter that was sent, and beside them: what the rules append, with room."""
@@ -100,7 +106,7 @@ def _allowed(plan: Plan, reply: Reply | ErrandReply) -> bool:
     match reply:
         case Description(parts=parts, modalities=modalities, events=events):
             return not (parts or modalities or events)
-        case Summary():
+        case Summary() | Reduced():
             return False
         case Update() | Tables():
             return not isinstance(plan.privacy, ConsortiumPrivacy)

@@ -1,8 +1,7 @@
 """Receipts: one for every reply that leaves a site, numbered, linked by hashes and signed, in rows like the ledger's.
 
 The ledger says what patients' privacy was spent on; receipts say what bytes left, also where nothing was charged. A receipt is
-on the
-disk before its reply is handed over.
+on the disk before its reply is handed over.
 """
 
 from __future__ import annotations

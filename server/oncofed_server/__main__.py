@@ -262,7 +262,7 @@ def _want(folder: Path, study: str, wanted: Wanted) -> None:
         raise ConfigError(f"{place.study.name}: has ended ({phase})")
     if place.wanted is Wanted.CANCEL and wanted is not Wanted.CANCEL:
         raise ConfigError(f"{place.study.name}: was cancelled, for good; prepare a new study")
-    if wanted is Wanted.RUN and phase in {"stuck", "done"}:
+    if (phase == "stuck" and wanted is not Wanted.PAUSE) or (phase == "done" and wanted is Wanted.RUN):
         place.tell(place.status | {"phase": "waiting", "why": ""})
     place.want(wanted)
     words = {Wanted.RUN: "goes on", Wanted.PAUSE: "pauses; sites keep what they have", Wanted.CANCEL: "is cancelled"}

@@ -1,4 +1,4 @@
-"""What is asked of the sites before a run and after it: about how many patients they have, and to take the final model."""
+"""What is said to the sites before a run and after it: how many patients have you, take the final model, there will be none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,22 @@ from typing import Any
 from oncofed_server.aggregator import Cost
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import Numbered
-from oncofed_shared.messages import Count, Counted, Deliver, Delivered, ErrandReply, Head, Refusal, Reply, to_bytes
+from oncofed_shared.messages import (
+    Count,
+    Counted,
+    Deliver,
+    Delivered,
+    End,
+    Ended,
+    ErrandReply,
+    Head,
+    Refusal,
+    Reply,
+    to_bytes,
+)
 from oncofed_shared.signed_study import SignedStudy
 
-__all__ = ["Errand", "count_errand", "deliver_errand"]
+__all__ = ["Errand", "count_errand", "deliver_errand", "end_errand"]
 
 
 @dataclass(kw_only=True)
@@ -74,6 +86,20 @@ class Errand:
         return []
 
 
+def _errand(
+    journal: Journal,
+    message: Count | Deliver | End,
+    expected: type[Any],
+    *,
+    sites: tuple[str, ...],
+    seconds: float,
+    came: Callable[[str, Any], None],
+) -> Errand:
+    body = to_bytes(message)
+    requests = [Numbered(number=journal.number_for(site, body), site=site, body=body) for site in sites]
+    return Errand(requests=requests, until=time.monotonic() + seconds, head=message.head, expected=expected, came=came)
+
+
 def _head(study: SignedStudy, step: int) -> Head:
     return Head(session=study.session, step=step, attempt=0, plan_hash=study.plan.hash, trial=study.trial)
 
@@ -82,10 +108,7 @@ def count_errand(
     study: SignedStudy, journal: Journal, *, sites: tuple[str, ...], seconds: float, came: Callable[[str, Any], None]
 ) -> Errand:
     """Ask sites about how many patients they have."""
-    head = _head(study, 0)
-    body = to_bytes(Count(head=head))
-    requests = [Numbered(number=journal.number_for(site, body), site=site, body=body) for site in sites]
-    return Errand(requests=requests, until=time.monotonic() + seconds, head=head, expected=Counted, came=came)
+    return _errand(journal, Count(head=_head(study, 0)), Counted, sites=sites, seconds=seconds, came=came)
 
 
 def deliver_errand(
@@ -104,7 +127,12 @@ def deliver_errand(
         step: after the run's last.
         content: fields of `Deliver` beside the head.
     """
-    head = _head(study, step)
-    body = to_bytes(Deliver(head=head, **content))
-    requests = [Numbered(number=journal.number_for(site, body), site=site, body=body) for site in sites]
-    return Errand(requests=requests, until=time.monotonic() + seconds, head=head, expected=Delivered, came=came)
+    message = Deliver(head=_head(study, step), **content)
+    return _errand(journal, message, Delivered, sites=sites, seconds=seconds, came=came)
+
+
+def end_errand(
+    study: SignedStudy, journal: Journal, *, sites: tuple[str, ...], seconds: float, came: Callable[[str, Any], None]
+) -> Errand:
+    """Tell sites that the study is over without a model, so that they free what they hold for it."""
+    return _errand(journal, End(head=_head(study, 0)), Ended, sites=sites, seconds=seconds, came=came)

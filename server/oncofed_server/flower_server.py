@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from oncofed_server.aggregator import Aggregator, Phase, Roster, State
 from oncofed_server.app import Courier
-from oncofed_server.errands import Errand, count_errand, deliver_errand
+from oncofed_server.errands import Errand, count_errand, deliver_errand, end_errand
 from oncofed_server.flower_exchange import Asking, SealedExchange
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import JournaledRun, Numbered
@@ -34,7 +34,7 @@ from oncofed_server.service.result import known_certainty
 from oncofed_server.service.studies import ENDED, StudyFolder, Wanted, find_study
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import LocalProtocolError, OncofedError
-from oncofed_shared.messages import Counted, Delivered
+from oncofed_shared.messages import Counted, Delivered, Ended
 from oncofed_shared.model_seal import seal_model
 from oncofed_shared.plan import ConsortiumPrivacy
 from oncofed_shared.sights import SightBook
@@ -47,6 +47,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.4
 LOOK_AT_WISHES, LOOK_AT_NODES, TELL = 0.5, 1.0, 0.5
 SAME_DEADLINE = 0.5
 COUNT_SECONDS = 600.0
+END_SECONDS = 120.0
+"""For telling sites of an end without a model; a site that is away keeps its reservation until its person withdraws."""
 MOST_NOTES = 50
 
 
@@ -80,9 +82,12 @@ class _Driver:
         )
 
     def run(self) -> None:
-        """Count, or train and deliver; returns when that is done, or no longer wanted."""
+        """Count, train and deliver, or cancel; returns when that is done, or no longer wanted."""
         if self.place.wanted is Wanted.COUNT:
             self._count()
+            return
+        if self.place.wanted is Wanted.CANCEL:
+            self._end(self.place.status, "cancelled", wanted=Wanted.CANCEL)
             return
         if not self.place.final.exists():
             self._train()
@@ -97,7 +102,24 @@ class _Driver:
         if state.phase is Phase.DONE:
             save_state(self.place.final, state)
         elif state.phase is Phase.FAILED:
-            self._tell(self._status_of_run(run) | {"phase": "failed"}, at_once=True)
+            self._end(self._status_of_run(run), "failed", wanted=Wanted.RUN)
+
+    def _end(self, status: dict[str, Any], phase: str, *, wanted: Wanted) -> None:
+        """Tell the sites that there will be no model, and then everybody."""
+
+        def came(site: str, answer: Any) -> None:
+            if not isinstance(answer, Ended):
+                self._note(site, f"does not take the end: {answer.code}")
+
+        sites = tuple(self.study.roster)
+        errand = end_errand(self.study, self.journal, sites=sites, seconds=END_SECONDS, came=came)
+        ending = lambda: status | self._base("ending")  # noqa: E731 - read at each look
+        self._drive(errand, errand.requests, ending, over=lambda: errand.finished, wanted=wanted)
+        if not errand.finished:
+            return
+        for site in sorted(errand.pending):
+            self._note(site, "was away when the study ended; what it has reserved stays so until its person withdraws")
+        self._tell(status | self._base(phase), at_once=True)
 
     def _finish(self) -> None:
         state = load_state(self.place.final, self.study.plan)

@@ -14,6 +14,7 @@ nobody checks it again. A request carries a `Head`; its reply repeats session, s
     Contribute              Contribution     a masked, noised share of a step, or of the scores
     Count                   Counted          before a study: about how many patients a site has
     Deliver                 Delivered        after a study: its final model
+    End                     Ended            after a study without one: it was cancelled, or has failed
                             Refusal          no, with a code
 """
 
@@ -46,6 +47,8 @@ __all__ = [
     "Delivered",
     "Describe",
     "Description",
+    "End",
+    "Ended",
     "Errand",
     "ErrandReply",
     "Evaluate",
@@ -360,11 +363,26 @@ class Delivered:
     digest: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class End:
+    """The study is over and has no model: it was cancelled, or has failed."""
+
+    head: Head
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """The site has freed what it held for the study's run."""
+
+    head: Head
+    site: str
+
+
 Request = Describe | Summarise | Reduce | Open | Train | Evaluate | Exchange | Contribute
 Reply = Description | Summary | Reduced | Ready | Update | Tables | Exchanged | Contribution | Refusal
-Errand = Count | Deliver
+Errand = Count | Deliver | End
 """What is asked before and after a run; no part of `Aggregator.step` and `Site.handle`."""
-ErrandReply = Counted | Delivered
+ErrandReply = Counted | Delivered | Ended
 Message = Request | Reply | Errand | ErrandReply
 _KINDS: dict[str, type[Any]] = {k.__name__: k for k in typing.get_args(Message)}
 _DECLARED = {k: tuple(typing.get_type_hints(k).items()) for k in (*_KINDS.values(), Head, Trial, Formation)}

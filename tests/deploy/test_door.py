@@ -23,6 +23,7 @@ from oncofed_client.approvals import approve
 from oncofed_client.counting import rounded_counts
 from oncofed_client.deliveries import model_folder
 from oncofed_client.door_memory import DOOR_FILE, DoorMemory, waiting_replies
+from oncofed_client.egress import ANSWERS
 from oncofed_client.identity import identity_of, public_half
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_chain import FIRST_LINK, make_chain, sign_row
@@ -33,7 +34,21 @@ from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Phase, Roster
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.gene_graph import with_files
-from oncofed_shared.messages import Count, Counted, Deliver, Delivered, Describe, Description, Refusal
+from oncofed_shared.messages import (
+    Count,
+    Counted,
+    Deliver,
+    Delivered,
+    Describe,
+    Description,
+    End,
+    Ended,
+    Errand,
+    ErrandReply,
+    Refusal,
+    Reply,
+    Request,
+)
 from oncofed_shared.model_seal import MODEL_FILES, check_model, seal_model
 from oncofed_shared.sealed import REFUSED
 from oncofed_simulations.consortium import open_site
@@ -186,6 +201,11 @@ def test_small_numbers_are_withheld(plan, hospitals):
     assert rounded_counts(plan, cohort, minimum=whole + 1) == {}
 
 
+def test_every_question_has_one_kind_of_answer():
+    assert set(ANSWERS) == {*Request.__args__, *Errand.__args__}
+    assert set(ANSWERS.values()) == {*Reply.__args__, *ErrandReply.__args__} - {Refusal}
+
+
 class TestDelivery:
     def message(self, world, *, model=b"model", manifest=b"{}", key=None, study_id=None):
         seal = seal_model(study_id or world.papers.study.id, model, manifest, key or world.papers.step_key)
@@ -217,12 +237,14 @@ class TestDelivery:
             assert world.ask("site-1", bad).code == "model-seal"
         assert not model_folder(world.states["site-1"], world.papers.study).exists()
 
-    def test_it_frees_what_a_private_run_never_asked_for(self, tmp_path, make_plan, hospitals):
+    @pytest.mark.parametrize("cancelled", [False, True])
+    def test_it_frees_what_a_private_run_never_asked_for(self, tmp_path, make_plan, hospitals, cancelled):
         world = World.make(tmp_path, make_plan(**private_changes("site")), hospitals)
         run(world, aggregator_of(world))
         state = world.states["site-1"]
         assert [p.state for p in read_account(state / LEDGER_FILE, public_half(state)).plans.values()] == ["open"]
-        assert isinstance(world.ask("site-1", self.message(world)), Delivered)
+        message = End(head=head_of(world)) if cancelled else self.message(world)
+        assert isinstance(world.ask("site-1", message), Ended if cancelled else Delivered)
         assert [p.state for p in read_account(state / LEDGER_FILE, public_half(state)).plans.values()] == ["closed"]
         world.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,16 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from airlock_world import private_changes
+
 from oncofed_client.app import relay
 from oncofed_client.approvals import approve, withdraw
 from oncofed_client.deliveries import model_folder
 from oncofed_client.door import Door, open_door
-from oncofed_client.identity import identity_of
+from oncofed_client.identity import identity_of, public_half
+from oncofed_client.ledger import LEDGER_FILE
+from oncofed_client.ledger_verify import read_account
 from oncofed_server import flower_exchange, flower_server
 from oncofed_server.flower_server import drive_study
 from oncofed_server.model_file import write_model
@@ -260,6 +266,15 @@ def test_a_study_runs_is_delivered_and_reported_with_the_model_of_a_simulation(
     assert len(world.wire) == before
 
 
+def test_a_plan_with_a_reduction_runs_deployed_as_it_is_simulated(
+    new_world: Callable[..., World], make_consortium: Callable[..., Consortium], tmp_path: Path
+) -> None:
+    world = new_world(modalities__mutations__reduction={"kind": "pca", "components": 2}, training__rounds=1)
+    world.drive()
+    assert world.place.status["phase"] == "done"
+    assert world.place.model.read_bytes() == _expected(world, make_consortium, tmp_path)
+
+
 def test_killed_again_and_again_it_ends_with_the_same_model_and_no_request_changes(
     new_world: Callable[..., World], make_consortium: Callable[..., Consortium], tmp_path: Path
 ) -> None:
@@ -370,16 +385,13 @@ def test_pause_and_resume(new_world: Callable[..., World]) -> None:
     assert status_of(world.folder, now=time.time())["studies"][0]["phase"] == "done"
 
 
-@pytest.mark.parametrize("wanted", [Wanted.CANCEL, Wanted.PAUSE])
-def test_a_run_that_begins_after_somebody_cancelled_or_paused_asks_nothing(
-    new_world: Callable[..., World], wanted: Wanted
-) -> None:
+def test_a_run_that_begins_after_somebody_paused_asks_nothing(new_world: Callable[..., World]) -> None:
     world = new_world()
     world.away = {"site-3"}
     thread = Thread(target=world.drive)
     thread.start()
     _wait(lambda: list(world.place.status.get("waiting", {})) == ["site-3"])
-    world.place.want(wanted)
+    world.place.want(Wanted.PAUSE)
     thread.join(30)
     assert not thread.is_alive()
     asked = list(world.sent)
@@ -388,8 +400,53 @@ def test_a_run_that_begins_after_somebody_cancelled_or_paused_asks_nothing(
     world.drive()
     assert world.sent == asked
     assert not world.place.final.exists()
-    words = {Wanted.CANCEL: "cancelled", Wanted.PAUSE: "paused"}
-    assert status_of(world.folder, now=time.time())["studies"][0]["phase"] == words[wanted]
+    assert status_of(world.folder, now=time.time())["studies"][0]["phase"] == "paused"
+
+
+def _reserved(world: World) -> dict[str, list[str]]:
+    found = {}
+    for site, state in world.states.items():
+        account = read_account(state / LEDGER_FILE, public_half(state)) if (state / LEDGER_FILE).exists() else None
+        found[site] = [] if account is None else [p.state for p in account.plans.values()]
+    return found
+
+
+def test_a_study_that_is_cancelled_frees_the_budget_of_all_that_are_there(
+    new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = new_world(**private_changes("site"))
+    world.kill_after = 7
+    with pytest.raises(Killed):
+        world.drive()
+    world.kill_after = None
+    assert set(map(tuple, _reserved(world).values())) == {("open",)}
+    charged = {s: door._contributor.ledger.plans() for s, door in world.doors.items()}
+    world.place.want(Wanted.CANCEL)
+    world.away = {"site-3"}
+    monkeypatch.setattr(flower_server, "END_SECONDS", 2.0)
+    world.drive()
+    assert world.place.status["phase"] == "cancelled"
+    assert _reserved(world) == {"site-1": ["closed"], "site-2": ["closed"], "site-3": ["open"]}
+    assert "was away when the study ended" in world.notes
+    # What was charged stays charged.
+    for site, door in world.doors.items():
+        assert [p.used for p in door._contributor.ledger.plans()] == [p.used for p in charged[site]]
+    asked = len(world.sent)
+    world.drive()
+    assert len(world.sent) == asked
+
+
+def test_a_study_that_fails_frees_it_too(new_world: Callable[..., World]) -> None:
+    world = new_world(**private_changes("site"))
+    world.kill_after = 7
+    with pytest.raises(Killed):
+        world.drive()
+    withdraw(world.states["site-2"], world.place.study.id, now=time.time(), site="site-2", reason="no more")
+    world.kill_after = None
+    world.drive()
+    assert world.place.status["phase"] == "failed"
+    assert {s: v for s, v in _reserved(world).items() if s != "site-2"} == {"site-1": ["closed"], "site-3": ["closed"]}
+    assert "does not take the end: withdrawn" in world.notes
 
 
 def test_patients_are_counted_where_that_is_approved_and_training_is_not(new_world: Callable[..., World]) -> None:

@@ -216,7 +216,9 @@ class Dispatcher:
         runs = self._runs.setdefault(study.study.id, _Runs())
         wants_count = wanted is Wanted.COUNT and not study.counts.get("finished")
         wants_run = wanted is Wanted.RUN and status.get("phase") not in ENDED
-        if not wants_count and not wants_run:
+        # Whoever was asked anything is told that nothing more will come.
+        wants_end = wanted is Wanted.CANCEL and status.get("phase") not in ENDED and study.journal.exists()
+        if not (wants_count or wants_run or wants_end):
             return
         with study.alone() as free:
             pass
