@@ -264,7 +264,7 @@ class Consortium:
         run = self.short / data.name
         inner, outer = run / "daemon.sock", run / "tap" / "daemon.sock"
         figures = run / "figures"
-        figures.mkdir(mode=0o700, parents=True)
+        figures.mkdir(mode=0o700, parents=True, exist_ok=True)
         told = ("--metrics", figures)
         self.hospitals[data.name] = Hospital(
             name=data.name,

@@ -26,7 +26,8 @@ __all__ = ["AggregatorFigures", "figures_text", "served"]
 
 MINUTE = 60
 PHASES = (
-    "submitted", "counting", "prepared", "waiting", "running", "delivering", "paused", "stuck", "failed", "cancelled", "done",
+    "submitted", "counting", "prepared", "waiting", "running", "delivering", "ending", "paused",
+    "stuck", "failed", "cancelled", "done",
 )  # fmt: skip
 
 

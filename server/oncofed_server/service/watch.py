@@ -57,7 +57,7 @@ def look_at(row: dict[str, Any]) -> Look:
     phase, waiting = row["phase"], row["waiting"] or {}
     away = set(waiting) - set(row["connected"] or ())
     person = phase in {"stuck", "failed"} or (phase == "done" and bool(row["undelivered"]))
-    alone = phase in {"waiting", "running", "delivering", "counting"} and row["driven"] and not away
+    alone = phase in {"waiting", "running", "delivering", "counting", "ending"} and row["driven"] and not away
     mood = "needs a person" if person else "goes on" if alone or phase == "done" else "waits"
     begun = row["rounds"] is not None and phase not in {"submitted", "prepared", "waiting", "counting"}
     words = row["step_phase"] if phase == "running" and row["step_phase"] else phase

@@ -34,6 +34,7 @@ from oncofed_shared.enrolment import read_enrolment, write_enrolment_request
 from oncofed_shared.errors import ConfigError, DataError, OncofedError
 from oncofed_shared.plan import Plan
 from oncofed_shared.public_keys import key_fingerprint, public_of
+from oncofed_shared.signed_document import sign_document
 
 SITES = ("site-1", "site-2", "site-3")
 
@@ -472,3 +473,63 @@ def test_a_revoked_step_key_signs_nothing_new_and_studies_name_another(
     later = newest_roster(hub.folder)
     assert later is not None
     assert (later.number, later.step_keys) == (epoch.number + 1, {old.step_key})
+
+
+def test_only_the_former_key_can_hand_its_place_over(hub: Hub) -> None:
+    hub.enrol("site-1", "site-2")
+    first, new = hub.keys["site-1"], Ed25519PrivateKey.generate()
+    node = ec.generate_private_key(ec.SECP384R1()).public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    path = hub.root / "renewal.request"
+
+    def ask(**words: Any) -> None:
+        path.write_bytes(write_enrolment_request(site="site-1", node_key=node.decode(), key=new, **words))
+        hub.on("enrol", str(path), "--out", str(hub.root / "c"), "--plan-key", hub.plan_key)
+
+    for former in ({}, {"former": Ed25519PrivateKey.generate()}, {"former": hub.keys["site-2"]}):
+        with pytest.raises(ConfigError, match="enrolled with another key"):
+            ask(**former)
+    whole = write_enrolment_request(site="site-1", node_key=node.decode(), key=new, former=first)
+    body = json.loads(whole)["body"]
+    # The former key's signature is for this key alone.
+    other = Ed25519PrivateKey.generate()
+    forged = body | {"identity": public_of(other).hex()}
+    path.write_bytes(sign_document("enrolment-request", forged, other))
+    with pytest.raises(DataError, match="has not signed that"):
+        hub.on("enrol", str(path), "--out", str(hub.root / "c"))
+    ask(former=first)
+    epoch = newest_roster(hub.folder)
+    assert epoch is not None
+    assert epoch.standing("site-1", public_of(new)) == "member"
+    assert epoch.standing("site-1", public_of(first)) == "member"
+    assert epoch.sites["site-1"] == public_of(new)
+    hub.on("revoke", "site-1", "--plan-key", hub.plan_key)
+    last = newest_roster(hub.folder)
+    assert last is not None
+    assert {last.standing("site-1", public_of(k)) for k in (first, new)} == {"revoked"}
+
+
+def test_a_warning_comes_before_each_end_and_a_renewed_authority_is_the_same_to_its_sites(
+    hub: Hub, make_plan: Callable[..., Plan]
+) -> None:
+    hub.enrol(*SITES)
+    hub.on("submit", str(hub.prepare(make_plan())))
+    now, day = time.time(), 86_400.0
+    for days, said in (
+        (1, ()),
+        (25, ("the roster is 25 days old",)),
+        (160, ("small: expires in 20 days",)),
+        (380, ("the server's certificate ends in 17 days",)),
+        (3400, ("the authority's certificate ends in",)),
+    ):
+        found = status_of(hub.folder, now=now + days * day)["warnings"]
+        assert bool(found) == bool(said)
+        assert all(any(text.startswith(each) for text in found) for each in said), found
+    before = x509.load_pem_x509_certificate(hub.folder.certificate.read_bytes())
+    hub.on("renew", "--authority")
+    after = x509.load_pem_x509_certificate(hub.folder.certificate.read_bytes())
+    assert before.serial_number != after.serial_number
+    leaf = x509.load_pem_x509_certificate((hub.folder.keys / "server.crt").read_bytes())
+    for authority in (before, after):
+        leaf.verify_directly_issued_by(authority)
+    hub.on("enrol", str(hub.folder.sites / "site-1.request"), "--out", str(hub.root / "again"))
+    assert read_enrolment((hub.root / "again").read_bytes()).certificate.encode() == hub.folder.certificate.read_bytes()
