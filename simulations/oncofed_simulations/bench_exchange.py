@@ -28,7 +28,7 @@ from oncofed_simulations.bench_measure import Measure
 from oncofed_simulations.deployment import Consortium, Service, free_port, new_consortium, resident, wait_until
 from oncofed_simulations.synthetic import write_cohort
 
-__all__ = ["STAGES", "exchange", "intervals", "stages"]
+__all__ = ["NO_DAEMON", "STAGES", "exchange", "intervals", "stages"]
 
 SITES, ROUNDS, PATIENTS = 2, 24, 60
 NAMES = tuple(f"site-{i + 1}" for i in range(SITES))
@@ -37,15 +37,16 @@ PATIENCE = 900.0
 IDLE = 8.0
 _GLANCE = 0.4
 ASKED = r"Receiving: (query\.oncofed_step|train) message"
+_STARTED = r"Start `flwr-clientapp` process"
 STAGES = (
     ("the site is asked again", r"Sent successfully", ASKED),
-    ("the request is pulled", ASKED, r"Received successfully"),
-    ("the relay starts", r"Received successfully", r"Start `flwr-clientapp` process"),
-    ("the daemon has answered", r"Start `flwr-clientapp` process", r"request\.answered"),
+    ("the relay runs", ASKED, _STARTED),
+    ("the daemon has answered", _STARTED, r"request\.answered"),
     ("the answer is sent", r"request\.answered", r"Sending: "),
     ("the answer is there", r"Sending: ", r"Sent successfully"),
 )
-"""What lies between two lines that a site prints, in their order; stock Flower has no daemon."""
+"""What lies between two lines that a site prints, in their order. The relay starts while the request is still being pulled."""
+NO_DAEMON = ("the answer is made", _STARTED, r"Sending: ")
 _BUNDLE = """\
 [project]
 name = "stock"
@@ -76,9 +77,13 @@ def intervals(service: Service) -> list[float]:
 
 
 def stages(service: Service) -> dict[str, float]:
-    """Median seconds of each of `STAGES`: from a line to the first of the other kind behind it."""
+    """Median seconds of each of `STAGES`: from a line to the first of the other kind behind it.
+
+    Flower as it comes has no daemon: its two stages around one are one, `NO_DAEMON`.
+    """
+    with_daemon = bool(service.said(r"request\.answered"))
     found = {}
-    for name, first, then in STAGES:
+    for name, first, then in STAGES if with_daemon else (*STAGES[:2], NO_DAEMON, *STAGES[4:]):
         ends = service.said(then)
         gaps = [end - at for at in service.said(first) if (end := next((e for e in ends if e >= at), None)) is not None]
         if gaps:
