@@ -36,7 +36,7 @@ pytestmark = [
     pytest.mark.xdist_group("units"),
 ]
 SITES = ("oncofed", "oncofed2")
-HUB, DESK, AGGREGATOR = "/var/lib/oncofed-aggregator", "/srv/desk", "oncofed-aggregator"
+HUB, DESK, AGGREGATOR = "/var/lib/oncofed-aggregator", "/srv/oncofed-desk", "oncofed-aggregator"
 # Seconds for anything; on two free cores it takes a tenth of this.
 PATIENCE = 1200.0
 UNITS = [f"{site}-{part}" for site in SITES for part in ("daemon", "gate")]
