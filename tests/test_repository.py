@@ -19,7 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 THIS = Path(__file__).resolve()
 TEXT = {".cfg", ".css", ".html", ".j2", ".json", ".md", ".py", ".svg", ".toml", ".txt", ".yaml", ".yml", ".sh", ""}
 BUILT = {".git", ".venv", "out", "dist", "__pycache__", ".hypothesis", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
-MACHINE_PATH = re.compile(r"(?<![\w.~/:<-])/(?:home|root|work|tmp|Users|mnt|srv|opt|media|private)/[\w.]")
+# Where the units and images of deploy/ have oncofed is a promise and no machine's own.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/:<-])/(?!(?:opt|srv)/oncofed\b)(?:home|root|work|tmp|Users|mnt|srv|opt|media|private)/[\w.]"
+)
 PUBLIC_REGISTRIES = (
     "pypi.org", "pythonhosted.org", "download.pytorch.org", "anaconda.org", "registry.npmjs.org", "crates.io",
     "proxy.golang.org", "docker.io", "ghcr.io", "quay.io", "gcr.io", "mcr.microsoft.com",
@@ -193,6 +196,8 @@ def test_the_check_for_paths_notices(bad):
     assert MACHINE_PATH.search(bad)
 
 
-@pytest.mark.parametrize("fine", ["out/wo" + "rk/x", "https://example.org/home/x", "../tmp/x", "a/opt/b"])
+@pytest.mark.parametrize(
+    "fine", ["out/wo" + "rk/x", "https://example.org/home/x", "../tmp/x", "a/opt/b", "/opt/oncofed/bin"]
+)
 def test_the_check_for_paths_leaves_others_alone(fine):
     assert not MACHINE_PATH.search(fine)
