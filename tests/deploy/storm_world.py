@@ -429,7 +429,7 @@ class Storm:
         opened = open_reply(
             reply, request_digest=request.digest, study_id=papers.study.id, site=site, identity=papers.publics[site]
         )
-        assert hashlib.sha256(reply).hexdigest() in self.receipts(site), f"{site}: an answer left without a receipt"
+        assert self.has_receipt(site, hashlib.sha256(reply).hexdigest()), f"{site}: an answer left without a receipt"
         message = from_bytes(opened.body)
         if isinstance(message, Refusal):
             return
@@ -443,10 +443,14 @@ class Storm:
             assert digest in committed, f"{site}: an answer left that no entry was committed for"
             assert len(committed) >= len(self.known.charged[site]), f"{site}: more was released than charged"
 
-    def receipts(self, site: str) -> set[str]:
-        """Hashes of the answers that the newest receipts on the disk are about."""
+    def has_receipt(self, site: str, digest: str) -> bool:
+        """Whether a receipt on the disk is about this answer: mostly one of the newest."""
         path = self.state(site) / RECEIPTS_FILE
-        return {json.loads(c)["body"].get("sha256", "") for c in self._rows(path, "DESC LIMIT 4")}
+        return any(
+            json.loads(c)["body"].get("sha256") == digest
+            for rest in ("DESC LIMIT 4", "")
+            for c in self._rows(path, rest)
+        )
 
     def committed(self, site: str) -> set[str]:
         """Hashes of what the ledger on the disk has charged and committed."""
