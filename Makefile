@@ -28,7 +28,7 @@ demo: install
 
 # Real processes: an aggregator behind its proxy, three sites each with daemon and gate, from enrolment to the report.
 consortium: install proxy
-	$(BIN)/pytest -m deploy tests/deploy -rs
+	$(BIN)/pytest -n 2 --dist loadgroup -m deploy tests/deploy -rs
 
 # Where root may install it, it is installed; elsewhere the tests that need it say so and are skipped.
 proxy:
