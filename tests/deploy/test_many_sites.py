@@ -41,7 +41,6 @@ def _proxy() -> str:
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.deploy,
     pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
 ]
 

@@ -44,7 +44,6 @@ def _proxy() -> str:
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.deploy,
     pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
     pytest.mark.xdist_group("storm"),
 ]

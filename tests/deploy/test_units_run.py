@@ -30,7 +30,6 @@ def _reason() -> str:
 
 
 pytestmark = [
-    pytest.mark.deploy,
     pytest.mark.slow,
     pytest.mark.skipif(bool(_reason()), reason=_reason()),
     pytest.mark.xdist_group("units"),
