@@ -6,9 +6,10 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -530,6 +531,27 @@ def test_only_one_process_drives_a_study(new_world: Callable[..., World]) -> Non
         world.drive()
     assert world.wire == []
     assert world.place.status == {}
+
+
+def test_whoever_looks_is_no_driver_and_keeps_none_away(new_world: Callable[..., World]) -> None:
+    place = new_world().place
+    over = Event()
+
+    def look() -> bool:
+        return any(place.driven for _ in iter(over.is_set, True))
+
+    with ThreadPoolExecutor(8) as pool:
+        looking = [pool.submit(look) for _ in range(8)]
+        time.sleep(0.3)
+        over.set()
+        assert not any(each.result() for each in looking)
+        over.clear()
+        looking = [pool.submit(look) for _ in range(8)]
+        with place.alone() as free:
+            assert free
+            assert place.driven
+            over.set()
+    assert not place.driven
 
 
 def test_the_state_that_is_kept_is_the_end(new_world: Callable[..., World]) -> None:

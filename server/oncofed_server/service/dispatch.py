@@ -238,10 +238,8 @@ class Dispatcher:
         wants_end = wanted is Wanted.CANCEL and status.get("phase") not in ENDED and study.journal.exists()
         if not (wants_count or wants_run or wants_end):
             return
-        with study.alone() as free:
-            pass
         now = time.monotonic()
-        if not free:
+        if study.driven:
             runs.seen = True
             return
         if not runs.seen and now - runs.submitted < GRACE:

@@ -32,13 +32,11 @@ def _study_row(place: StudyFolder, now: float, *, served: bool) -> dict[str, Any
         phase = "paused"
     if wanted is Wanted.CANCEL and phase not in {"done", "failed"}:
         phase = "cancelled"
-    with place.alone() as free:
-        driven = not free
     row = {
         "id": study.id,
         "name": study.name,
         "phase": phase,
-        "driven": driven,
+        "driven": place.driven,
         "sites": list(study.roster),
         "expires_days": round((study.expires - now) / DAY, 1),
         **{

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ __all__ = [
 ENDED = frozenset({"done", "failed", "cancelled", "stuck"})
 """Values of `phase` in a status with which nobody goes on with a study by himself."""
 MOST_BYTES = 1 << 25
+LOOKED_AT = 1.0
+"""Seconds after which a lock is held by somebody who drives, and not by somebody who looks."""
 
 
 class Wanted(enum.StrEnum):
@@ -124,16 +127,34 @@ class StudyFolder:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Be the only process that drives the study; False if another one does. Freed by the kernel, however a process ends."""
+        with self._lock() as lock:
+            end = time.monotonic() + LOOKED_AT
+            # Whoever looks whether somebody drives it holds the lock too, for a moment.
+            while not (mine := _locked(lock, fcntl.LOCK_EX)) and time.monotonic() < end:
+                time.sleep(LOOKED_AT / 20)
+            yield mine
+
+    @property
+    def driven(self) -> bool:
+        """Whether a process drives the study now. Any number may look at once; none takes another for a driver."""
+        with self._lock() as lock:
+            return not _locked(lock, fcntl.LOCK_SH)
+
+    @contextmanager
+    def _lock(self) -> Iterator[int]:
         descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+            yield descriptor
         finally:
             os.close(descriptor)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _json(path: Path) -> dict[str, Any]:
