@@ -31,6 +31,8 @@ __all__ = ["Answering", "Daemon", "own_socket"]
 # One works, the others are health checks and whoever waits.
 THREADS = 4
 MOST_CALLS = 8
+# Parts of a path as /run, whose rights are not ours to narrow.
+_SHARED_BY_ALL = 2
 
 
 class Answering(Protocol):
@@ -107,6 +109,8 @@ class Daemon:
         started = time.monotonic()
         try:
             content = self._work.submit(self._door.handle, request.value).result()
+            worked = time.monotonic() - started
+            rest = max(0.0, self._door.leaves_in(worked))
         except Exception as error:  # noqa: BLE001 - gRPC would send its text
             say("request.failed", error=type(error).__name__, place=_place(error), bytes_in=len(request.value))
             context.abort(grpc.StatusCode.INTERNAL, "the site's own log has the reason")
@@ -114,9 +118,9 @@ class Daemon:
             "request.answered",
             bytes_in=len(request.value),
             bytes_out=len(content),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(worked, 3),
         )
-        time.sleep(self._door.leaves_in(time.monotonic() - started))
+        time.sleep(rest)
         return BytesValue(value=content)
 
 
@@ -129,13 +133,17 @@ def own_socket(socket: Path, *, group: str | None = None) -> Iterator[Path]:
 
     Raises:
         LocalProtocolError: another daemon has it.
-        StorageError: the folder cannot be made, or has not the group.
+        StorageError: the folder cannot be made, has not the group, or is one of the machine's own, as /run.
 
     Guarantees:
         - The folder is open to this user and to the group, and to nobody else.
         - Two daemons of one site never run at once, whatever killed an earlier one.
     """
     folder = socket.absolute().parent
+    if len(folder.resolve().parts) <= _SHARED_BY_ALL:
+        raise StorageError(
+            f"{folder}: is everybody's; name a folder that the socket has to itself, as {folder / 'oncofed'}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if group is not None:

@@ -103,6 +103,14 @@ def test_a_second_daemon_of_a_site_is_refused_and_the_first_is_not_disturbed(sho
         assert healthy(socket)
 
 
+@pytest.mark.parametrize("folder", ["/", "/dev"])
+def test_a_folder_of_the_whole_machine_is_left_as_it_is(folder: str):
+    before = Path(folder).stat().st_mode
+    with pytest.raises(StorageError, match="is everybody's; name a folder"), own_socket(Path(folder) / "x.sock"):
+        pass
+    assert Path(folder).stat().st_mode == before
+
+
 def test_one_request_at_a_time_and_always_in_the_thread_that_opened_the_door(short):
     threads, inside, most = set(), [], []
 
