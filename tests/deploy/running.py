@@ -24,15 +24,29 @@ from functools import partial
 from pathlib import Path
 
 import psutil
+import pytest
 
 from oncofed_client.daemon import Daemon, own_socket
 from oncofed_client.daemon_client import call, healthy
+from oncofed_server.service.proxy import find_nginx
+from oncofed_shared.errors import ConfigError
 from oncofed_shared.processes import Descendants, dies_with_us, runs, subreaper
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "simulations" / "studies"
 # Flower calls nobody else, and nobody on this machine listens to the world.
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1"}
+
+
+def _no_proxy() -> str:
+    try:
+        find_nginx("")
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+needs_proxy = pytest.mark.skipif(bool(_no_proxy()), reason=_no_proxy() or "there is one")
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 sys.path.insert(0, str(HERE.parent / "world"))
 
-from running import ROOT, STUDIES, Service, until  # noqa: E402
+from running import ROOT, STUDIES, Service, needs_proxy, until  # noqa: E402
 from test_nothing_crosses import found, number_forms, row_forms, text_forms  # noqa: E402 - lies in another folder
 from whole_run import KINDS, NUMBERS, OPEN, PATIENT, PRIVATE, SITES, TEXTS, WholeRun, whole_run  # noqa: E402
 
@@ -32,22 +32,12 @@ from oncofed_client.gate.fence import can_be_fenced  # noqa: E402
 from oncofed_client.identity import public_half  # noqa: E402
 from oncofed_client.ledger import LEDGER_FILE  # noqa: E402
 from oncofed_client.ledger_verify import read_account  # noqa: E402
-from oncofed_server.service.proxy import find_nginx  # noqa: E402
-from oncofed_shared.errors import ConfigError  # noqa: E402
 from oncofed_shared.plan import load  # noqa: E402
 from oncofed_simulations.synthetic import write_cohort  # noqa: E402
 
-
-def _proxy() -> str:
-    try:
-        return find_nginx("")
-    except ConfigError as error:
-        return str(error)
-
-
 pytestmark = [
     pytest.mark.deploy,
-    pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
+    needs_proxy,
     pytest.mark.skipif(not can_be_fenced(), reason="this kernel gives no process a network of its own"),
     # One run for all of them, so one worker.
     pytest.mark.xdist_group("consortium"),

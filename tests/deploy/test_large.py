@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from oncofed_server.service.proxy import find_nginx
-from oncofed_shared.errors import ConfigError
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from running import needs_proxy  # lies beside this file
+
 from oncofed_simulations.deployment import new_consortium
 from oncofed_simulations.synthetic import write_cohort
 
@@ -18,16 +21,9 @@ MEGABYTES = 200
 PATIENCE = 3600.0
 
 
-def _proxy() -> str:
-    try:
-        return find_nginx("")
-    except ConfigError as error:
-        return str(error)
-
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
+    needs_proxy,
 ]
 
 

@@ -14,14 +14,14 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
-from oncofed_client.commands_enrol import enrol_install, enrol_request  # noqa: E402 - behind the path
+from running import needs_proxy  # noqa: E402 - lies beside this file
+
+from oncofed_client.commands_enrol import enrol_install, enrol_request  # noqa: E402
 from oncofed_client.commands_study import approve_command  # noqa: E402
 from oncofed_client.gate.programs import environment_of  # noqa: E402
 from oncofed_client.whereabouts import site_place  # noqa: E402
 from oncofed_server.service.folder import Folder  # noqa: E402
-from oncofed_server.service.proxy import find_nginx  # noqa: E402
 from oncofed_server.service.registry import enrol  # noqa: E402
-from oncofed_shared.errors import ConfigError  # noqa: E402
 from oncofed_shared.signed_study import read_study  # noqa: E402
 from oncofed_simulations.deployment import Consortium, Service, free_port, new_consortium, wait_until  # noqa: E402
 from oncofed_simulations.synthetic import write_cohort  # noqa: E402
@@ -32,16 +32,9 @@ PATIENTS = 60
 PATIENCE = 3600.0
 
 
-def _proxy() -> str:
-    try:
-        return find_nginx("")
-    except ConfigError as error:
-        return str(error)
-
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
+    needs_proxy,
 ]
 
 

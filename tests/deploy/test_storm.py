@@ -19,14 +19,14 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
+from running import needs_proxy  # noqa: E402 - lies beside this file
 from storm_run import AGAIN, OPEN, PRIVATE, SITES, StormRun, restored, storm_run  # noqa: E402
 
 from oncofed_client.identity import public_half  # noqa: E402
 from oncofed_client.ledger import LEDGER_FILE  # noqa: E402
 from oncofed_client.ledger_verify import read_account  # noqa: E402
 from oncofed_client.receipts import RECEIPTS_FILE, read_receipts  # noqa: E402
-from oncofed_server.service.proxy import find_nginx  # noqa: E402
-from oncofed_shared.errors import ConfigError, RemoteProtocolError  # noqa: E402
+from oncofed_shared.errors import RemoteProtocolError  # noqa: E402
 from oncofed_shared.messages import Refusal, from_bytes  # noqa: E402
 from oncofed_shared.sealed import open_reply, open_request  # noqa: E402
 
@@ -35,16 +35,9 @@ SECONDS = float(os.environ.get("ONCOFED_STORM_SECONDS", "0"))
 SEED = int(os.environ.get("ONCOFED_STORM_SEED", "1"))
 
 
-def _proxy() -> str:
-    try:
-        return find_nginx("")
-    except ConfigError as error:
-        return str(error)
-
-
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif("is not installed" in _proxy(), reason=_proxy()),
+    needs_proxy,
     pytest.mark.xdist_group("storm"),
 ]
 
