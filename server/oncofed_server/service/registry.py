@@ -75,8 +75,11 @@ def gate_keys(folder: Folder, *, now: float) -> dict[str, str]:
     """Sites by the keys with which their gates are let in: those that were replaced lately first, the newest last."""
     epoch = newest_roster(folder)
     gone = frozenset() if epoch is None else epoch.gone
-    several = (*former_requests(folder, since=now - FORMER_DAYS * DAY), *enrolled(folder).values())
-    return {r.node_key: r.site for r in several if r.identity not in gone}
+    return {r.node_key: r.site for r in _known_gates(folder, now=now) if r.identity not in gone}
+
+
+def _known_gates(folder: Folder, *, now: float) -> tuple[EnrolmentRequest, ...]:
+    return (*former_requests(folder, since=now - FORMER_DAYS * DAY), *enrolled(folder).values())
 
 
 def former_requests(folder: Folder, *, since: float = 0.0) -> list[EnrolmentRequest]:
@@ -105,10 +108,14 @@ def _former_keys(folder: Folder, sites: Mapping[str, bytes], never: Collection[b
 
 
 def gates(folder: Folder, *, now: float) -> dict[bytes, str]:
-    """Sites by `gate_keys`, in the form in which Flower tells and shows a key (PEM); the newest last."""
+    """Sites by the keys of gates that may be connected, in the form in which Flower tells and shows a key (PEM); the newest last.
+
+    Those of revoked sites are among them: a gate that is still there takes the roster that says so to its site, which then
+    leaves the run at once and not at a deadline.
+    """
     return {
-        load_ssh_public_key(key.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo): site
-        for key, site in gate_keys(folder, now=now).items()
+        load_ssh_public_key(r.node_key.encode()).public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo): r.site
+        for r in _known_gates(folder, now=now)
     }
 
 
