@@ -77,7 +77,8 @@ def hospital(tmp_path: Path) -> Iterator[tuple[Consortium, Hospital]]:
         (tmp_path / "sites" / "site-1").chmod(0o700)
         consortium.short.chmod(0o755)
         made = consortium.add(tmp_path / "sites" / "site-1")
-        made.run.mkdir(mode=0o755)
+        made.run.mkdir(exist_ok=True)
+        made.run.chmod(0o755)
         made.tap.inner = made.run / "socket" / "daemon.sock"
         words = ("start", made.data, "--only", "daemon", "--socket", made.socket, "--socket-group", GATE_GROUP)
         made.daemon.words = consortium.words("client", *words)
