@@ -475,7 +475,7 @@ class Storm:
         """A new roster epoch without a site's key."""
         papers = self.scene.papers
         others = {s: k for s, k in papers.publics.items() if s != site}
-        self.roster = papers.roster(2, issued=NOW - DAY / 2, sites=others, revoked={site: papers.publics[site]})
+        self.roster = papers.roster(2, issued=NOW - DAY / 2, sites=others, revoked={site: (papers.publics[site],)})
 
     def copy(self, site: str) -> None:
         """Yesterday's copy of a site's state, and how many of its answers had arrived until then."""

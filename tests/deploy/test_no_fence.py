@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -72,14 +73,14 @@ def test_a_gate_without_a_fence_does_not_start(state: Path, tmp_path: Path) -> N
     assert "nothing would hold what an aggregator ships to the aggregator's address: not started" in ended.stderr
     assert "hub.example.org:8443 alone" in ended.stderr
     assert "--fence unit" in ended.stderr
-    assert "started (process" not in ended.stderr
+    assert "program.started" not in ended.stderr
     # Told that its unit is the fence, it starts Flower's SuperNode; the kernel is not asked.
     with subprocess.Popen(
         [*WITHOUT, sys.executable, *map(str, words), "--fence", "unit"], stderr=subprocess.PIPE, text=True
     ) as gate:
         assert gate.stderr is not None
         try:
-            assert gate.stderr.readline().startswith("gate: started (process ")
+            assert json.loads(gate.stderr.readline())["event"] == "program.started"
         finally:
             gate.terminate()
             gate.wait(60)
