@@ -186,7 +186,8 @@ def judge(storm: Storm, operations: list[Operation]) -> None:
     for site in storm.scene.wards:
         private, public = storm.scene.private, public_half(storm.state(site))
         if private and (storm.state(site) / LEDGER_FILE).exists():
-            assert verify(storm.state(site) / LEDGER_FILE, public) == []
+            # Stopped before its first charge, a site may have a ledger without its head; the next opening mends that.
+            assert verify(storm.state(site) / LEDGER_FILE, public) == [] or not storm.known.charged[site]
             assert len(storm.committed(site)) >= len(storm.known.charged[site]) or site in storm.restored
         if happened & {"kill site", "fill site", "restore"}:
             path = storm.state(site) / RECEIPTS_FILE
@@ -204,13 +205,14 @@ def judge(storm: Storm, operations: list[Operation]) -> None:
 def harmless(operations: list[Operation]) -> bool:
     """Whether a run must come to its model in spite of a list."""
     silences = 0
+    # Two disks that are full for a moment each may be one that is full for too long.
+    if sum(int(o[-1]) for o in operations if o[0] in {"fill site", "fill hub"}) > MILD_WRITES:
+        return False
     for operation in operations:
         match operation:
             case (("newer" | "withdraw" | "revoke" | "restore"), _):
                 return False
             case "clock", _, seconds if abs(seconds) > MILD_SECONDS:
-                return False
-            case ("fill site", _, _, refused) | ("fill hub", _, refused) if refused > MILD_WRITES:
                 return False
             case word, _ if word in SILENT:
                 silences += 1
