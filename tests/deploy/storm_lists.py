@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -186,8 +187,10 @@ def judge(storm: Storm, operations: list[Operation]) -> None:
     for site in storm.scene.wards:
         private, public = storm.scene.private, public_half(storm.state(site))
         if private and (storm.state(site) / LEDGER_FILE).exists():
+            wrong = verify(storm.state(site) / LEDGER_FILE, public)
             # Stopped before its first charge, a site may have a ledger without its head; the next opening mends that.
-            assert verify(storm.state(site) / LEDGER_FILE, public) == [] or not storm.known.charged[site]
+            young = not storm.known.charged[site] and all(w.startswith("ledger.head: is missing") for w in wrong)
+            assert wrong == [] or young, wrong
             assert len(storm.committed(site)) >= len(storm.known.charged[site]) or site in storm.restored
         if happened & {"kill site", "fill site", "restore"}:
             path = storm.state(site) / RECEIPTS_FILE
@@ -205,8 +208,12 @@ def judge(storm: Storm, operations: list[Operation]) -> None:
 def harmless(operations: list[Operation]) -> bool:
     """Whether a run must come to its model in spite of a list."""
     silences = 0
-    # Two disks that are full for a moment each may be one that is full for too long.
-    if sum(int(o[-1]) for o in operations if o[0] in {"fill site", "fill hub"}) > MILD_WRITES:
+    # A disk that is full twice for a moment may be full for too long.
+    full: Counter[str] = Counter()
+    for operation in operations:
+        if operation[0] in {"fill site", "fill hub"}:
+            full[str(operation[1]) if operation[0] == "fill site" else "hub"] += int(operation[-1])
+    if max(full.values(), default=0) > MILD_WRITES:
         return False
     for operation in operations:
         match operation:

@@ -199,8 +199,9 @@ def test_figures_of_the_aggregator_are_those_of_status_and_report(run: WholeRun)
     # One of each kind was killed, and whoever keeps them has counted; who was connected in the last minute is known.
     for program in ("SuperLink", "proxy"):
         assert told["oncofed_program_starts"][frozenset({program})] >= 2
-    # A fourth may have joined, in another test.
-    assert {site for key in told["oncofed_site_online"] for site in key} >= set(SITES)
+    # A fourth joins in another test, and tests run in any order.
+    shown = {site for key in told["oncofed_site_online"] for site in key}
+    assert shown - {"data"} == set(SITES)
 
 
 def test_figures_of_a_site_are_those_of_its_receipts_and_its_ledger(run: WholeRun):

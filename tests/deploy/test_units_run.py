@@ -254,15 +254,16 @@ def test_what_runs_in_the_daemons_unit_reads_its_data_and_reaches_nobody(ready: 
 
 def test_whatever_is_killed_comes_again_and_finds_the_other(run: Machine) -> None:
     daemon, gate = run.main("oncofed-daemon"), run.main("oncofed-gate")
-    served, started = times(run, "oncofed-daemon", "daemon.ready"), times(run, "oncofed-gate", "gate: started")
+    served, started = times(run, "oncofed-daemon", "daemon.ready"), times(run, "oncofed-gate", "program.started")
     node = run.call("pgrep", "-P", gate).split()[0]
     run.call("kill", "-9", daemon, node)
-    until(lambda: times(run, "oncofed-gate", "gate: started") > started, PATIENCE, lambda: logs(run))
+    until(lambda: times(run, "oncofed-gate", "program.started") > started, PATIENCE, lambda: logs(run))
     until(lambda: times(run, "oncofed-daemon", "daemon.ready") > served, PATIENCE, lambda: logs(run))
     assert run.main("oncofed-gate") == gate
     # The gate that ran on sees the socket of the daemon that came after.
     socket = "run/oncofed/daemon.sock"
-    assert run.call("stat", "-c", "%i", f"/{socket}") == run.call("stat", "-c", "%i", f"/proc/{gate}/root/{socket}")
+    root = f"/proc/{gate}/root"
+    assert run.call("stat", "-c", "%i", f"/{socket}") == run.call("stat", "-c", "%i", f"{root}/{socket}")
 
 
 def test_when_they_are_stopped_they_end_and_leave_nothing_running(run: Machine) -> None:
