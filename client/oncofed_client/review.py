@@ -76,7 +76,9 @@ def columns_read(plan: Plan) -> dict[str, str]:
         if modality.columns is not None:
             found[name] = where + ", ".join(modality.columns)
         else:
-            found[name] = where + "every column like " + ", ".join(modality.patterns or ())
+            count = len(modality.vocabulary or ())
+            which = f"{count} columns that the plan names, all" if count else "every column"
+            found[name] = f"{where}{which} like " + ", ".join(modality.patterns or ())
         if modality.exclude:
             found[name] += "; not " + ", ".join(modality.exclude)
     for name, task in sorted(plan.tasks.items()):

@@ -278,9 +278,10 @@ class Site:
     def _made(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         check_preparation(plan, preparation)
-        bench = self.scratch.bench(plan, network_columns(plan, preparation), seed=head.trial.seed)
+        read = network_columns(plan, preparation)
+        bench = self.scratch.bench(plan, read, seed=head.trial.seed)
         if plan.privacy.noise != "none":
-            self.private.check(plan, bench.network, width=preparation.width)
+            self.private.check(plan, bench.network, width=sum(len(c) for c in read.values()))
         return Session(
             plan=plan,
             trial=head.trial,
@@ -315,7 +316,10 @@ class Site:
             # A comparison within a simulation: its patients' accounts do not pay for it.
             return
         contributor = self.contributor or self._shares(plan)
-        contributor.approve(plan, head, self._charges(plan, session.preparation.columns, session.whole.size))
+        from oncofed_shared.charged_reductions import all_columns  # noqa: PLC0415 - as below
+
+        columns = all_columns(plan, session.preparation.columns)
+        contributor.approve(plan, head, self._charges(plan, columns, session.whole.size))
 
     def _charges(self, plan: Plan, columns: Columns, parameters: int) -> tuple[Charge, ...]:
         from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
@@ -434,6 +438,7 @@ class Site:
     def _contribute_statistics(self, plan: Plan, request: Contribute) -> Contribution:
         """Statistics of training patients, noised and charged: before there is a session, and after the run is reserved."""
         from oncofed_client.shares import check_histogram, statistics_share  # noqa: PLC0415 - as above
+        from oncofed_shared.charged_reductions import read_columns  # noqa: PLC0415
         from oncofed_shared.charged_statistics import charges_statistics  # noqa: PLC0415
 
         head, contributor = request.head, self._shares(plan)
@@ -441,7 +446,7 @@ class Site:
             raise PolicyRefusal("the plan charges no statistics of patients", code="uncharged-statistics")
         check_columns(plan, request.columns)
         check_histogram(plan, request)
-        whole = self.scratch.bench(plan, request.columns, seed=head.trial.seed).whole
+        whole = self.scratch.bench(plan, read_columns(plan, request.columns), seed=head.trial.seed).whole
         contributor.approve(plan, head, self._charges(plan, request.columns, whole.size))
         cohort = self.source.cohort(plan)
         planned = statistics_share(

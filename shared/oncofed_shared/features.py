@@ -160,14 +160,14 @@ def with_kept(preparation: Preparation, kept: Mapping[str, NDArray[np.int64]]) -
 
 
 def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
-    """Names of a modality's columns as the plan alone fixes them; None where it has patterns.
+    """Names of a modality's columns as the plan alone fixes them; None where it has patterns without a vocabulary.
 
     A modality whose patches the network reads has a column for each role of a series.
     """
     if modality.encoder == "cnn":
         return tuple(modality.patch or ())
     if modality.columns is None:
-        return None
+        return None if modality.vocabulary is None else tuple(sorted(modality.vocabulary))
     names: list[str] = []
     excluded = [compile_pattern(p) for p in modality.exclude]
     for name, column in modality.columns.items():

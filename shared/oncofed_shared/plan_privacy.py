@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
 from oncofed_shared.plan_fields import without_later
-from oncofed_shared.plan_reduction import Statistical
+from oncofed_shared.plan_reduction import Charged
+from oncofed_shared.reduction_rules import private_reductions, without_range
 from oncofed_shared.strict import Frozen
 
 if TYPE_CHECKING:
@@ -165,10 +166,9 @@ def _learned(name: str, modality: Modality, *, charged: bool) -> Iterator[str]:
     """
     path, other = f"/modalities.{name}", "with privacy use 'constants', 'none', or 'minmax' with ranges"
     if charged:
-        wants = modality.scaling == "zscore" or modality.missing == "impute"
-        columns = modality.columns or {}
-        open_ended = [n for n, c in columns.items() if c.kind == "numeric" and c.range is None]
-        if wants and modality.range is None and (open_ended or not columns):
+        wants = modality.scaling == "zscore" or modality.missing == "impute" or isinstance(modality.reduction, Charged)
+        open_ended = without_range(modality)
+        if wants and open_ended is not None:
             of = f" of {', '.join(open_ended[:5])}" if open_ended else ""
             yield f"{path}.range: is missing{of}; a noised mean needs a declared range, which bounds what a patient moves"
         return
@@ -247,6 +247,7 @@ def _asks_statistics(plan: Mapping[str, Any]) -> bool:
     if modalities is None or training is None:
         return True
     learned = any(m.scaling in {"zscore", "robust"} or m.missing == "impute" for m in modalities.values())
+    learned = learned or any(isinstance(m.reduction, Charged) for m in modalities.values())
     return learned or training.class_weights == "balanced"
 
 
@@ -262,16 +263,12 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     charged = isinstance(privacy, ConsortiumPrivacy) and privacy.statistics_epsilon is not None
     for name, modality in (plan.get("modalities") or {}).items():
         found += _scaling(name, modality, charged=charged)
-        if isinstance(modality.reduction, Statistical):
-            found.append(
-                f"/modalities.{name}.reduction.kind: '{modality.reduction.kind}' releases sums over patients that no epsilon is "
-                "charged for; with privacy only 'group_lasso' can be used"
-            )
         if modality.harmonise is not None:
             found.append(
                 f"/modalities.{name}.harmonise: a hospital's location and scale are learned from its patients, and no epsilon is "
                 "charged for them; with privacy leave it out"
             )
+    found += private_reductions(plan.get("modalities") or {}, charged=charged)
     found += [
         f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
         for name, task in (plan.get("tasks") or {}).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.plan_harmonise import uncharged_harmonisations
+from oncofed_shared.plan_reduction import Charged, Lasso
 from oncofed_shared.reduction_rules import uncharged_reductions
 
 __all__ = ["charged_statistics", "uncharged"]
@@ -21,6 +22,10 @@ def charged_statistics(plan: Plan) -> str:
     parts = [f"number, sum and squares per column of {', '.join(means)}"] if means else []
     parts += [f"histogram per column of {', '.join(quantiles)}"] if quantiles else []
     parts += ["patients per class"] if plan.training.class_weights == "balanced" else []
+    products = [n for n, m in plan.modalities.items() if isinstance(m.reduction, Charged)]
+    parts += [f"sums of products of each two columns of {', '.join(products)}"] if products else []
+    chosen = [n for n, m in plan.modalities.items() if isinstance(m.reduction, Lasso)]
+    parts += [f"sums of products of columns of {', '.join(chosen)} with what they are chosen by"] if chosen else []
     return f"statistics of training patients before training: {'; '.join(parts)}"
 
 
