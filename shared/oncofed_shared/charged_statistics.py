@@ -77,7 +77,8 @@ def statistics_mechanism(plan: Plan, columns: Columns) -> TablesMechanism:
     entries = 3 * len(moment_columns(plan, columns)) + len(robust_columns(plan, columns)) + len(_balanced(plan))
     return TablesMechanism.for_statistics(
         plan,
-        cells=statistics_size(plan, columns),
+        # A preview knows no columns, and an error of nothing cannot be compared with anything.
+        cells=max(statistics_size(plan, columns), 1),
         entries=max(entries + products_entries(plan, columns), 1.0),
         finest=FINEST,
     )

@@ -23,6 +23,7 @@ from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.features import column_ranges
 from oncofed_shared.messages import Head, Trial
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SurvivalTask, parse
+from oncofed_shared.plan_reduction import Charged
 from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.keys import aggregator_key, contributor_for, identities_of
 from oncofed_simulations.loopback import FakeClock, Tap, drive
@@ -93,13 +94,16 @@ def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
 def by_constants(plan: Plan) -> dict[str, Any]:
     """A plan's content in which nothing is learned from patients before training: its declared ranges in place of statistics.
 
-    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean.
+    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean; a modality
+    whose columns are reduced by noised sums has all of them.
     """
     content = plan.model_dump(mode="json")
     if not content["privacy"].get("statistics_epsilon"):
         return content
     for name, modality in content["modalities"].items():
         modality["missing"] = "mask" if modality["missing"] == "impute" else modality["missing"]
+        if isinstance(plan.modalities[name].reduction, Charged):
+            modality["reduction"] = None
         if modality["scaling"] not in {"zscore", "robust"}:
             continue
         modality["scaling"] = "constants"
