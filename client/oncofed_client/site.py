@@ -37,6 +37,8 @@ from oncofed_shared.features import (
     check_columns,
     column_sums,
     network_columns,
+    no_sums,
+    prepare,
     scaled_input,
 )
 from oncofed_shared.gene_graph import check_gene_files
@@ -178,6 +180,7 @@ class Site:
             case Open(head=head):
                 session = self._made(plan, head, request.columns, request.arrays)
                 self._reserve(session, head)
+                session.locations = self._locations(plan, head, session.preparation)
                 # One session at a time: the memory of a site does not grow with the runs it has seen.
                 self.sessions = {head.session: session}
                 self._keep(request)
@@ -290,22 +293,36 @@ class Site:
             whole=bench.whole,
             layout=bench.layout,
             local=bench.local,
-            locations=self._locations(plan, head.trial, preparation),
         )
 
-    def _locations(self, plan: Plan, trial: Trial, preparation: Preparation) -> Locations | None:
+    def _locations(self, plan: Plan, head: Head, preparation: Preparation) -> Locations | None:
         """This site's own location and scale: found when a run is opened, and kept for predictions with its model."""
         if not preparation.harmonisation:
             return None
+        cohort = self.source.cohort(plan)
+        rows = self._rows(plan, cohort, head.trial, "train")
+        if isinstance(plan.privacy, ConsortiumPrivacy) and self.name in plan.privacy.patients:
+            # Its own stored reply is what a private run's location is kept in; the file is for predictions.
+            noised = self._noised_locations(plan, head, preparation, cohort, rows)
+            if self.state is not None:
+                keep_locations(self.state, plan, preparation, noised)
+            return noised
         known = kept_locations(self.state, plan, preparation)
         if known is not None:
             return known
-        cohort = self.source.cohort(plan)
-        rows = self._rows(plan, cohort, trial, "train")
         made = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, rows)
         if self.state is not None and made is not None:
             keep_locations(self.state, plan, preparation, made)
         return made
+
+    def _noised_locations(
+        self, plan: Plan, head: Head, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_]
+    ) -> Locations:
+        """This site's own location under a budget: noised, charged and stored once per run, whatever is asked how often."""
+        from oncofed_client.noised_location import noised_location  # noqa: PLC0415 - accountants take seconds to import
+
+        columns, chosen = preparation.columns, keep_rows(cohort, rows)
+        return noised_location(self._shares(plan), plan, head, columns, chosen)
 
     def _reserve(self, session: Session, head: Head) -> None:
         """Let the ledger reserve the whole run, before anything of it is computed."""
@@ -353,6 +370,7 @@ class Site:
         if facts != self._owner(head):
             raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
         session = self._made(self.plans[head.plan_hash], head, columns, arrays)
+        session.locations = self._locations(session.plan, head, session.preparation)
         self.sessions = {head.session: session}
         return session
 
@@ -449,9 +467,11 @@ class Site:
         whole = self.scratch.bench(plan, read_columns(plan, request.columns), seed=head.trial.seed).whole
         contributor.approve(plan, head, self._charges(plan, request.columns, whole.size))
         cohort = self.source.cohort(plan)
-        planned = statistics_share(
-            plan, request.columns, keep_rows(cohort, self._rows(plan, cohort, head.trial, "train"))
-        )
+        rows = self._rows(plan, cohort, head.trial, "train")
+        constants = prepare(plan, request.columns, no_sums(plan, request.columns))
+        locations = self._locations(plan, head, constants)
+        harmony = harmony_of(constants.harmonisation, locations, cohort, rows)
+        planned = statistics_share(plan, request.columns, keep_rows(cohort, rows), harmony)
         return contributor.contribute(
             plan,
             request,

@@ -29,6 +29,7 @@ from oncofed_shared.features import (
     prepare,
     robust_columns,
 )
+from oncofed_shared.harmonise import Harmony
 from oncofed_shared.messages import Columns
 from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, Plan
 from oncofed_shared.robust import BINS
@@ -92,6 +93,7 @@ def patient_counts(
     labels: Mapping[str, NDArray[np.float64]],
     *,
     unit: int,
+    harmony: Harmony | None = None,
 ) -> NDArray[np.int64]:
     """Sum over patients of what each of them adds, (statistics_size,), in integer steps of `unit` per patient.
 
@@ -99,11 +101,12 @@ def patient_counts(
         values: per modality (n, own columns).
         own: this site's column names.
         labels: per task, as in a cohort.
+        harmony: what harmonises the values; it was noised before, and is a constant here.
 
     Guarantees:
         - One patient more or less changes it by a vector of length unit x sqrt(entries) at most, whatever his values are.
     """
-    table = aligned(plan, columns, values, own)
+    table = aligned(plan, columns, values, own, harmony)
     middle, half = column_ranges(plan, columns)
     means = moment_columns(plan, columns)
     bounded = np.clip((table[:, means] - middle[means]) / half[means], -1, 1)

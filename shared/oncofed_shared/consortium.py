@@ -300,7 +300,27 @@ class TablesMechanism:
             cells=cells,
             entries=entries,
             promised=("statistics_epsilon", privacy.statistics_epsilon),
-            delta=privacy.delta - privacy.step_delta,
+            delta=privacy.step_delta,
+            finest=finest,
+        )
+
+    @classmethod
+    def for_location(cls, plan: Plan, *, cells: int, entries: float, finest: int) -> Self:
+        """The mechanism for one hospital's own location, with all the noise its own; arguments as of `for_statistics`.
+
+        Raises:
+            ConfigError: the plan charges none.
+        """
+        privacy = _consortium(plan)
+        if privacy.harmonise_epsilon is None:
+            raise ConfigError("privacy.harmonise_epsilon: is missing, so no hospital finds its location")
+        alone = {"patients": {"one": max(privacy.patients.values())}, "drop": 0, "collude": 0, "ring_bits": 64}
+        return cls._sized(
+            privacy.model_copy(update=alone),
+            cells=cells,
+            entries=entries,
+            promised=("harmonise_epsilon", privacy.harmonise_epsilon),
+            delta=privacy.step_delta,
             finest=finest,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError, LocalProtocolError, RemoteProtocolError
-from oncofed_shared.harmonise import Harmony, check_harmonisation, harmonised
+from oncofed_shared.harmonise import Harmony, check_harmonisation, constant_harmonisation, harmonised
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
 from oncofed_shared.plan_modalities import numeric_range
@@ -388,7 +388,7 @@ def prepare(
         spread=spread,
         fill=np.where(count > 0, (mean - center) / spread, 0.0),
         class_weights=_class_weights(plan, counts),
-        harmonisation=harmonisation or {},
+        harmonisation=harmonisation or constant_harmonisation(plan, columns, *column_ranges(plan, columns)),
     )
 
 

@@ -10,7 +10,9 @@ from oncofed_shared.plan_fields import Key, NonNegative, Positive, without_later
 from oncofed_shared.strict import Frozen
 
 __all__ = [
+    "UNBOUND",
     "Autoencoder",
+    "Bound",
     "Charged",
     "GroupLasso",
     "Lasso",

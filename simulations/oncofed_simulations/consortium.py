@@ -84,10 +84,10 @@ def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
     """A `[privacy]` table with noise over the consortium as one in which every site has all the noise, with the same bound."""
     kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
     made = {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
-    spent = privacy.get("statistics_epsilon")
-    if isinstance(spent, float) and isinstance(made["epsilon"], float):
-        # What the study spends on statistics, an arm without them spends on its steps.
-        made["epsilon"] += spent
+    for spent in (privacy.get("statistics_epsilon"), privacy.get("harmonise_epsilon")):
+        if isinstance(spent, float) and isinstance(made["epsilon"], float):
+            # What the study spends before training, an arm that does not spends on its steps.
+            made["epsilon"] += spent
     return made
 
 
@@ -98,6 +98,8 @@ def by_constants(plan: Plan) -> dict[str, Any]:
     whose columns are reduced by noised sums has all of them.
     """
     content = plan.model_dump(mode="json")
+    if content["privacy"].get("harmonise_epsilon"):
+        content["modalities"] = {n: m | {"harmonise": None} for n, m in content["modalities"].items()}
     if not content["privacy"].get("statistics_epsilon"):
         return content
     for name, modality in content["modalities"].items():
