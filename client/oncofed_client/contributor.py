@@ -222,7 +222,8 @@ class Contributor:
         """A share of a sum, charged, noised, masked and stored.
 
         Args:
-            columns, statistics: of the session's preparation; before there is one, the columns that are asked for, and none.
+            columns, statistics: of the session's preparation, `bound` of it; before there is one, the columns that are asked
+                for, and none.
             size: length of the share, as the site works it out.
             largest: magnitude beyond which no coordinate of it may be, noise counted.
             share: computes it.

@@ -446,7 +446,7 @@ class Site:
             plan,
             request,
             columns=session.preparation.columns,
-            statistics=session.preparation.statistics,
+            statistics=session.preparation.bound,
             size=planned.size,
             charge=planned.charge,
             largest=planned.largest,

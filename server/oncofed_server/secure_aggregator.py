@@ -117,7 +117,7 @@ class SecureAggregator(Aggregator):
             columns=self.state.columns if phase is Phase.STATISTICS else self._prepared().columns,
             parameters=self._sent,
             histogram=self._histogram,
-            statistics=np.zeros(0) if phase is Phase.STATISTICS else self._prepared().statistics,
+            statistics=np.zeros(0) if phase is Phase.STATISTICS else self._prepared().bound,
         )
         return self._await(phase, members, now)
 

@@ -80,6 +80,14 @@ class Preparation:
         """Number of columns over all modalities."""
         return sum(len(c) for c in self.columns.values())
 
+    @property
+    def bound(self) -> Values:
+        """What masks of a private run are bound to: what was released, and what reductions made of it, to the last bit.
+
+        The rest follows from these and the plan, and a site finds it equal or refuses. Eigenvectors it can only find nearly equal.
+        """
+        return np.concatenate([self.statistics, *(self.reduction[name] for name in sorted(self.reduction))])
+
     def arrays(self) -> Arrays:
         """The numbers, by name, for a message or a checkpoint."""
         weights = {f"class_weights.{task}": w for task, w in self.class_weights.items()}
