@@ -349,17 +349,18 @@ class Contributor:
         """
         account = account_of(plan, head.trial)
         reply_id = f"{what} of {account}"
-        content = charged_reply(
-            self.ledger,
-            self.outbox,
-            plan_hash=account,
-            session=reply_id,
-            reply_id=reply_id,
-            request_hash=hashlib.sha256(reply_id.encode()).hexdigest(),
-            charge=charge,
-            compute=lambda: compute(self._random(f"{head.trial}|{what}")).astype("<i8").tobytes(),
-            now=self.clock(),
-        )
+        with self._keys.alone():
+            content = charged_reply(
+                self.ledger,
+                self.outbox,
+                plan_hash=account,
+                session=reply_id,
+                reply_id=reply_id,
+                request_hash=hashlib.sha256(reply_id.encode()).hexdigest(),
+                charge=charge,
+                compute=lambda: compute(self._random(f"{head.trial}|{what}")).astype("<i8").tobytes(),
+                now=self.clock(),
+            )
         return np.frombuffer(content, dtype="<i8").astype(np.int64)
 
     def _random(self, label: str) -> Randomness:

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 
 from oncofed_shared.charged_products import Block, blocks
 from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.features import Preparation, column_ranges, encoded_columns, with_kept
+from oncofed_shared.features import Preparation, column_ranges, encoded_columns, no_sums, prepare, with_kept
 from oncofed_shared.messages import Columns
 from oncofed_shared.moments import Moments, lasso_weights, strongest
 from oncofed_shared.plan import Plan
 from oncofed_shared.plan_reduction import Lasso, PrincipalComponents
 from oncofed_shared.reduction import fixed_components
 
-__all__ = ["all_columns", "read_columns", "with_reductions"]
+__all__ = ["all_columns", "read_columns", "stand_in", "with_reductions"]
 
 Values = NDArray[np.float64]
 
@@ -51,6 +51,26 @@ def read_columns(plan: Plan, columns: Columns) -> Columns:
         else:
             made[name] = own[: settings.keep] if isinstance(settings, Lasso) else own
     return made
+
+
+def stand_in(plan: Plan, columns: Columns) -> Preparation:
+    """A private plan's preparation before any is agreed: of the size that it will have, and learned from nobody.
+
+    Args:
+        columns: before any reduction.
+    """
+    whole = prepare(plan, columns, no_sums(plan, columns))
+    kept, arrays = {}, {}
+    for name, own in columns.items():
+        settings = plan.modalities[name].reduction
+        if isinstance(settings, Lasso):
+            kept[name] = np.arange(min(settings.keep, len(own)))
+        elif isinstance(settings, PrincipalComponents) and own:
+            arrays |= {
+                f"{name}.mean": np.zeros(len(own)),
+                f"{name}.map": np.eye(len(own))[: settings.components].ravel(),
+            }
+    return replace(with_kept(whole, kept), reduction=arrays, harmonisation={})
 
 
 def with_reductions(

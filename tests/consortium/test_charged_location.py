@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from oncofed_client.budget import epsilon_of_charges
+from oncofed_client.egress import check_reply
 from oncofed_client.locations import LOCATIONS
 from oncofed_client.plan_charges import plan_charges, promised
 from oncofed_server.aggregator import Phase
@@ -125,6 +126,9 @@ def test_a_run_charges_it_once_beside_its_steps_and_sends_it_nowhere(finished) -
         train = [c for c in account.charges if c.part == "train"]
         assert epsilon_of_charges(train, delta=1e-4) <= promised(plan)[0]
         assert spending(plan, name).epsilon <= promised(plan)[0]
+    asked = {(s, m.head): m for d, s, c in world.traffic if d == "down" for m in [from_bytes(c)]}
+    for name, reply in [(s, from_bytes(c)) for d, s, c in world.traffic if d == "up"]:
+        check_reply(plan, asked[name, reply.head], reply, site=name)
     kinds = {type(from_bytes(c)).__name__ for d, _, c in world.traffic if d == "up"}
     assert kinds == {"Description", "Exchanged", "Contribution", "Ready"}
 

@@ -12,6 +12,7 @@ import pytest
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Lasso, LassoLars, MultiTaskLasso
 
+from oncofed_client.egress import check_reply
 from oncofed_client.plan_charges import plan_charges
 from oncofed_client.source import keep_rows
 from oncofed_server.aggregator import Phase
@@ -275,6 +276,20 @@ def test_nothing_of_it_leaves_but_in_a_masked_share(finished) -> None:
     _, world, _ = finished
     kinds = {type(from_bytes(c)).__name__ for d, _, c in world.traffic if d == "up"}
     assert kinds == {"Description", "Exchanged", "Contribution", "Ready"}
+
+
+def test_every_answer_of_the_run_passes_the_egress_of_a_deployed_site(finished) -> None:
+    _, world, _ = finished
+    asked = {(s, m.head): m for d, s, c in world.traffic if d == "down" for m in [from_bytes(c)]}
+    answers = [(s, from_bytes(c)) for d, s, c in world.traffic if d == "up"]
+    assert {m.kind for m in asked.values() if isinstance(m, Contribute)} == {
+        "statistics",
+        "train",
+        "histogram",
+        "scores",
+    }
+    for site, reply in answers:
+        check_reply(world.plan, asked[site, reply.head], reply, site=site)
 
 
 def sent(world, kind):

@@ -271,6 +271,41 @@ LISTED = {
 """Changes that make it one whose genes are a public list, and reduced inside the budget."""
 
 
+LOCATED = {
+    "privacy": PRIVATE | {"statistics_epsilon": 4.0, "harmonise_epsilon": 2.0},
+    "modalities": {
+        "clinical": CLINICAL,
+        "shape": {
+            "table": "radiomics",
+            "columns": {
+                "shape_Sphericity": {"kind": "numeric", "range": [-2, 3]},
+                "shape_Flatness": {"kind": "numeric", "range": [-2, 3]},
+            },
+            "harmonise": {"kind": "combat"},
+            "reduction": {"kind": "pca", "components": 1},
+        },
+    },
+}
+
+
+def test_a_review_of_a_study_that_harmonises_and_reduces_inside_the_budget(
+    run: Run, site: Path, papers: Papers, make_plan: Make
+):
+    plan = make_plan(**LOCATED)
+    code, out, err = run("review", papers.study(plan), "--site", site)
+    assert code == 0, out + err
+    said = " ".join(out.split())
+    assert "sums of products of each two columns of shape" in said
+    assert "names of columns, as the plan has them" in said
+    # 3 + 4 + 2 for who trains: the location is charged, and not among what leaves.
+    assert "it promises every patient epsilon 9 at delta 1e-05" in said
+    assert (
+        "where this site's own values lie, noised and charged to the ledger, is found from who trains, and kept" in said
+    )
+    assert "location" not in said.split("What would leave")[1].split("Privacy")[0]
+    assert known_parameters(plan, seed=0)
+
+
 @pytest.mark.parametrize(
     "changes", [{}, HOLDERS_PLAN, PRIVATE_PLAN, LISTED], ids=["none", "holders", "consortium", "reduced"]
 )
