@@ -20,11 +20,11 @@ import numpy as np
 from scipy import stats
 
 from oncofed_shared.errors import ConfigError
-from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, parse
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 from oncofed_shared.storage import dump_json, write_whole
 from oncofed_simulations.compare_statistics import over_folds
 from oncofed_simulations.curve_page import page
-from oncofed_simulations.curve_points import MECHANISMS, Point, at_epsilon, measure, read_point
+from oncofed_simulations.curve_points import MECHANISMS, Point, at_epsilon, measure, read_point, reading
 from oncofed_simulations.exact import metric_of
 
 __all__ = ["CurveOptions", "privacy_curve", "summary_lines"]
@@ -96,10 +96,7 @@ def _checked(plan: Plan, options: CurveOptions) -> Plan:
     unknown = [m for m in options.modalities if m not in plan.modalities]
     if unknown:
         raise ConfigError(f"--modalities: no '{unknown[0]}'; there are {', '.join(plan.modalities)}")
-    if not options.modalities:
-        return plan
-    content = plan.model_dump(mode="json")
-    return parse(content | {"modalities": {m: content["modalities"][m] for m in options.modalities}})
+    return reading(plan, options.modalities)
 
 
 def privacy_curve(plan: Plan, options: CurveOptions) -> dict[str, Any]:
@@ -115,17 +112,22 @@ def privacy_curve(plan: Plan, options: CurveOptions) -> dict[str, Any]:
         ConfigError: the study has no privacy, or `out` holds another curve.
     """
     used = _checked(plan, options)
-    mark = {"plan_hash": used.hash, "sites": str(options.sites.resolve()), "minimum": options.min_patients}
+    mark: dict[str, Any] = {
+        "plan_hash": plan.hash,
+        "modalities": list(options.modalities),
+        "sites": str(options.sites.resolve()),
+        "minimum": options.min_patients,
+    }
     mark |= {"mechanisms": list(options.mechanisms), "folds": options.folds}
     kept = options.out / "plan.json"
     if kept.exists() and kept.read_bytes() != dump_json(mark):
         raise ConfigError(f"{options.out}: holds another curve; choose another folder")
     write_whole(kept, dump_json(mark))
-    content = used.model_dump(mode="json")
+    content = plan.model_dump(mode="json")
     points = [
         Point(
             plan=content, epsilon=e, seed=s, sites=options.sites, out=options.out, minimum=options.min_patients,
-            mechanisms=options.mechanisms, folds=options.folds,
+            mechanisms=options.mechanisms, modalities=options.modalities, folds=options.folds,
         )
         for s in options.seeds
         for e in options.epsilons

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,26 @@ from oncofed_simulations.folders import site_folders
 from oncofed_simulations.pooled import PooledSource
 from oncofed_simulations.reference import reference_predictions
 
-__all__ = ["MECHANISMS", "FoldedSource", "Point", "at_epsilon", "measure", "read_point"]
+__all__ = ["MECHANISMS", "CurveSource", "Point", "at_epsilon", "measure", "read_point", "reading"]
 
 MECHANISMS = ("pooled", "consortium", "reference", "site")
 TRAIN, TEST = 0, 2
 
 
-class FoldedSource:
-    """A hospital whose patients are in folds, in place of the plan's split; who is in which follows from his id and the seed alone.
+class CurveSource:
+    """A hospital whose patients are those of the whole study, whichever modalities are read, in folds if there are any.
 
     A private plan has no folds, because each is one more model of the same patients. Here each is a run of its own, as a seed is.
+    Who is in which follows from his id and the seed alone.
+
+    Args:
+        whole: the study with all its modalities: who takes part.
+        fold, folds: of which how many parts is tested; without folds the plan's split holds.
     """
 
-    def __init__(self, source: Source, *, fold: int, folds: int) -> None:
-        self.source, self.fold, self.folds = source, fold, folds
+    def __init__(self, source: Source, whole: Plan, *, fold: int = 0, folds: int | None = None) -> None:
+        self.source, self.whole, self.fold, self.folds = source, whole, fold, folds
+        self._made: tuple[Cohort, Cohort] | None = None
 
     @property
     def name(self) -> str:
@@ -48,11 +54,18 @@ class FoldedSource:
         return self.source.name
 
     def cohort(self, plan: Plan) -> Cohort:
-        """The patients who may enter now."""
-        return self.source.cohort(plan)
+        """The patients who may enter now, with the modalities of this plan."""
+        read = self.source.cohort(self.whole)
+        # The same object for the same patients: others remember what they made of it.
+        if self._made is None or self._made[0] is not read or set(self._made[1].values) != set(plan.modalities):
+            kept = {m: read.values[m] for m in plan.modalities}
+            self._made = (read, replace(read, values=kept, columns={m: read.columns[m] for m in kept}))
+        return self._made[1]
 
     def split(self, plan: Plan, cohort: Cohort, trial: Trial) -> NDArray[np.int64]:
         """Part of each patient, (n,): 2 in the fold, 0 outside."""
+        if self.folds is None:
+            return self.source.split(self.whole, cohort, trial)
         evaluation = plan.evaluation.model_copy(update={"folds": self.folds})
         folded = plan.model_copy(update={"evaluation": evaluation})
         return parts_of(folded, cohort, Trial(seed=trial.seed, fold=self.fold))
@@ -64,6 +77,7 @@ class Point:
 
     Attributes:
         mechanisms: those of `MECHANISMS` that are trained.
+        modalities: those that are read; all patients of the study take part whichever these are.
         folds: of patients, each held out once; None for the plan's split.
     """
 
@@ -74,6 +88,7 @@ class Point:
     out: Path
     minimum: int | None
     mechanisms: tuple[str, ...] = MECHANISMS
+    modalities: tuple[str, ...] = ()
     folds: int | None = None
 
     @property
@@ -99,17 +114,24 @@ def at_epsilon(plan: Plan, epsilon: float, *, reference: bool = False) -> Plan:
     return parse(plan.model_dump(mode="json") | {"privacy": privacy})
 
 
+def reading(plan: Plan, modalities: tuple[str, ...]) -> Plan:
+    """The plan with some of its modalities, or as it is for no name."""
+    if not modalities:
+        return plan
+    content = plan.model_dump(mode="json")
+    return parse(content | {"modalities": {m: content["modalities"][m] for m in modalities}})
+
+
 def _consortium(point: Point, plan: Plan, name: str, fold: int) -> Consortium:
     place = point.work / f"{name}-{fold}"
-    scratch, sites = Scratch(), {}
+    scratch, sites, whole = Scratch(), {}, parse(point.plan)
     for folder in site_folders(point.sites):
         settings = folder_settings(folder, plan)
         try:
             site = open_site(
                 folder, plan, state=place / "sites" / settings.site.name, minimum=point.minimum, scratch=scratch
             )
-            if point.folds is not None:
-                site.source = FoldedSource(site.source, fold=fold, folds=point.folds)
+            site.source = CurveSource(site.source, whole, fold=fold, folds=point.folds)
             site.admit(plan, Trial(seed=point.seed))
         except OncofedError:
             continue
@@ -120,7 +142,7 @@ def _consortium(point: Point, plan: Plan, name: str, fold: int) -> Consortium:
 
 def _runs(point: Point, fold: int) -> dict[str, tuple[Consortium, Run]]:
     """Every mechanism's run, and the sites that score it."""
-    whole, trial = parse(point.plan), Trial(seed=point.seed)
+    whole, trial = reading(parse(point.plan), point.modalities), Trial(seed=point.seed)
     # Without noise it does not matter whose it is.
     main = _consortium(
         point, at_epsilon(whole, point.epsilon if math.isfinite(point.epsilon) else 1.0), "consortium", fold
@@ -150,8 +172,11 @@ def _references(plan: Plan, consortium: Consortium, trial: Trial) -> dict[str, f
     pooled = PooledSource([s.source for s in consortium.sites.values()])
     cohort, task = pooled.cohort(plan), plan.main_task
     parts = pooled.split(plan, cohort, trial)
-    made = {}
-    for name in plan.evaluation.reference:
+    made: dict[str, float] = {}
+    for name, reference in plan.evaluation.reference.items():
+        there = {c for columns in cohort.columns.values() for c in (*columns, *(x.split("=")[0] for x in columns), "*")}
+        if not set(reference.features) <= there:
+            continue
         predictions = reference_predictions(plan, cohort, parts == TRAIN, name)
         if task in predictions:
             test = parts == TEST

@@ -19,11 +19,14 @@ from oncofed_shared.messages import Trial
 from oncofed_shared.plan import parse
 from oncofed_simulations.__main__ import main as simulate
 from oncofed_simulations.compare_statistics import over_folds
+from oncofed_simulations.consortium import open_site
 from oncofed_simulations.curve import CurveOptions, privacy_curve
 from oncofed_simulations.curve_page import figure
-from oncofed_simulations.curve_points import FoldedSource
+from oncofed_simulations.curve_points import CurveSource
 
 from .conftest import PLAN, Invented
+
+Measured = tuple[dict[str, Any], CurveOptions]
 
 STUDY: dict[str, Any] = {
     "study": {"name": "curve", "purpose": "a curve that a test can wait for"},
@@ -52,7 +55,7 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def measured(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], CurveOptions]:
+def measured(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     out = tmp_path_factory.mktemp("curve")
     options = CurveOptions(
         sites=hospitals,
@@ -64,7 +67,7 @@ def measured(hospitals: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return privacy_curve(parse(STUDY), options), options
 
 
-def test_every_mechanism_is_scored_at_every_epsilon_with_its_interval_over_seeds(measured):
+def test_every_mechanism_is_scored_at_every_epsilon_with_its_interval_over_seeds(measured: Measured) -> None:
     result, _ = measured
     assert set(result["mechanisms"]) == {"pooled", "consortium", "site"}
     for by in result["mechanisms"].values():
@@ -83,7 +86,7 @@ def test_every_mechanism_is_scored_at_every_epsilon_with_its_interval_over_seeds
     assert set(result["references"]) == {"age"}
 
 
-def test_the_page_shows_every_number_and_needs_nothing_from_elsewhere(measured):
+def test_the_page_shows_every_number_and_needs_nothing_from_elsewhere(measured: Measured) -> None:
     result, options = measured
     text = (options.out / "curve.html").read_text()
     assert json.loads((options.out / "curve.json").read_bytes()) == result
@@ -93,7 +96,7 @@ def test_the_page_shows_every_number_and_needs_nothing_from_elsewhere(measured):
     assert not re.search(r"<script|https?://|url\(", text)
 
 
-def test_marks_stand_higher_where_the_score_is(measured):
+def test_marks_stand_higher_where_the_score_is(measured: Measured) -> None:
     result, _ = measured
     picture = str(figure(result))
     marks = re.findall(r'cy="([\d.]+)" r="4\.5"[^>]*><title>consortium, epsilon (\w+)', picture)
@@ -104,7 +107,7 @@ def test_marks_stand_higher_where_the_score_is(measured):
     assert picture.count('class="whisker"') == sum(len(by) for by in result["mechanisms"].values())
 
 
-def test_a_repeated_command_reads_what_is_there_and_another_one_is_refused(measured, hospitals: Path):
+def test_a_repeated_command_reads_what_is_there_and_another_one_is_refused(measured: Measured, hospitals: Path) -> None:
     result, options = measured
     kept = {p: p.stat().st_mtime_ns for p in (options.out / "points").iterdir()}
     assert privacy_curve(parse(STUDY), options) == result
@@ -114,7 +117,9 @@ def test_a_repeated_command_reads_what_is_there_and_another_one_is_refused(measu
         privacy_curve(parse(STUDY), other)
 
 
-def test_folds_and_fewer_modalities_from_the_command_line(hospitals: Path, tmp_path: Path, capsys, monkeypatch):
+def test_folds_and_fewer_modalities_from_the_command_line(
+    hospitals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = tmp_path / "study.toml"
     study.write_text(tomli_w.dumps(STUDY))
     words = [
@@ -144,7 +149,9 @@ def test_folds_and_fewer_modalities_from_the_command_line(hospitals: Path, tmp_p
     assert len(cell["per_fold"][0]) == 2
     assert cell["mean"] == pytest.approx(np.mean(cell["per_fold"][0]))
     # Nadeau and Bengio's correction; two folds share no training patients, but the formula is the same for any number.
-    assert cell["ci"] == pytest.approx(over_folds(cell["per_fold"][0], 1.0).interval())
+    estimate = over_folds(cell["per_fold"][0], 1.0)
+    assert estimate is not None
+    assert cell["ci"] == pytest.approx(estimate.interval())
 
 
 @pytest.mark.parametrize(
@@ -152,23 +159,35 @@ def test_folds_and_fewer_modalities_from_the_command_line(hospitals: Path, tmp_p
     [({"mechanisms": ("nobody",)}, "--mechanisms: no 'nobody'"), ({"modalities": ("mri",)}, "--modalities: no 'mri'")],
 )
 def test_a_name_that_is_not_there_is_an_error_before_anything_is_written(
-    changed, says, hospitals: Path, tmp_path: Path
-):
+    changed: dict[str, Any], says: str, hospitals: Path, tmp_path: Path
+) -> None:
     options = CurveOptions(sites=hospitals, out=tmp_path / "out", epsilons=(3.0,), seeds=(0,), **changed)
     with pytest.raises(ConfigError, match=says):
         privacy_curve(parse(STUDY), options)
     assert not (tmp_path / "out").exists()
 
 
+def test_fewer_modalities_are_read_of_the_same_patients(hospitals: Path) -> None:
+    whole = parse({**STUDY, "modalities": {m: s | {"required": True} for m, s in STUDY["modalities"].items()}})
+    fewer = parse({**STUDY, "modalities": {"clinical": STUDY["modalities"]["clinical"]}})
+    sites = [open_site(f, fewer, state=None, minimum=None) for f in sorted(hospitals.iterdir())]
+    read = [CurveSource(site.source, whole).cohort(fewer) for site in sites]
+    assert all(set(c.values) == {"clinical"} for c in read)
+    assert [c.patients for c in read] == [site.source.cohort(whole).patients for site in sites]
+    assert [c.patients for c in read] != [site.source.cohort(fewer).patients for site in sites]
+
+
 @given(seed=st.integers(0, 50), folds=st.integers(2, 7), count=st.integers(20, 60), leaver=st.integers(0, 19))
 def test_folds_hold_everybody_out_once_and_one_patient_fewer_moves_nobody(
     seed: int, folds: int, count: int, leaver: int
-):
+) -> None:
     plan = parse(PLAN)
 
     def held(cohort: Cohort) -> dict[str, list[int]]:
         source = Invented(name="alpha", patients=cohort)
-        parts = [FoldedSource(source, fold=k, folds=folds).split(plan, cohort, Trial(seed=seed)) for k in range(folds)]
+        parts = [
+            CurveSource(source, plan, fold=k, folds=folds).split(plan, cohort, Trial(seed=seed)) for k in range(folds)
+        ]
         return {p: [int(part[i]) for part in parts] for i, p in enumerate(cohort.patients)}
 
     whole = Invented.of("alpha", count).patients
