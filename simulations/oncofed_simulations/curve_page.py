@@ -25,7 +25,8 @@ SAID = {
     "reference": "the same, if no site tells its noise",
     "site": "all the noise at each site",
 }
-WIDTH, HEIGHT, LEGEND = 720.0, 380.0, 18.0
+WIDTH, PLOT, LEGEND = 720.0, 300.0, 18.0
+DASHES = ("7 3", "2 3", "9 2 2 2")
 
 
 def _places(result: Mapping[str, Any]) -> dict[str, float]:
@@ -50,21 +51,22 @@ def figure(result: Mapping[str, Any]) -> Markup:
     cells = [c for by in mechanisms.values() for c in by.values()] + list(result["references"].values())
     seen = [v for c in cells for v in (c["mean"], *(c["ci"] or ()))]
     pad = max(0.01, 0.06 * (max(seen) - min(seen)))
+    top = 14 + LEGEND * (len(mechanisms) + len(result["references"]))
     frame = Frame(
-        width=WIDTH, height=HEIGHT, x_range=(min(places.values()) - 0.4, max(places.values()) + 0.4),
-        y_range=(min(seen) - pad, max(seen) + pad), top=14 + LEGEND * (len(mechanisms) + len(result["references"])),
+        width=WIDTH, height=PLOT + top, x_range=(min(places.values()) - 0.4, max(places.values()) + 0.4),
+        y_range=(min(seen) - pad, max(seen) + pad), top=top,
     )  # fmt: skip
     names = {x: "no privacy" if e == "inf" else e for e, x in places.items()}
     body = frame.axes("epsilon", metric_name(result["metric"]), list(places.values()), lambda v: names[v])
     for k, (name, cell) in enumerate(result["references"].items()):
-        title = f"{name}, without privacy: {show(cell['mean'])}"
-        body += frame.line(
-            [(frame.x_range[0], cell["mean"]), (frame.x_range[1], cell["mean"])],
-            COLOURS["reference"], title=title, dash=("7 3", "2 3", "9 2 2 2")[k % 3],
-        )  # fmt: skip
-        body += Markup('<text class="tick" text-anchor="end" x="{:.1f}" y="{:.1f}">{}</text>').format(
-            WIDTH - frame.right, frame.y(cell["mean"]) - 4, name
-        )
+        title, dash = f"{name}, without privacy: {show(cell['mean'])}", DASHES[k % len(DASHES)]
+        ends = [(x, cell["mean"]) for x in frame.x_range]
+        body += frame.line(ends, COLOURS["reference"], title=title, dash=dash)
+        y = 10 + LEGEND * (len(mechanisms) + k)
+        body += Markup(
+            '<line class="curve" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}" stroke="{}" stroke-dasharray="{}"/>'
+            '<text class="tick" x="{:.1f}" y="{:.1f}">{}, Cox or logistic regression without privacy</text>'
+        ).format(frame.left - 6, frame.left + 12, y, y, COLOURS["reference"], dash, frame.left + 16, y + 4, name)
     for k, (name, by) in enumerate(mechanisms.items()):
         arm = MARKS[name]
         # Side by side, so that intervals do not hide each other.
@@ -79,7 +81,7 @@ def figure(result: Mapping[str, Any]) -> Markup:
         body += mark(arm, frame.left + 6, y) + Markup('<text class="tick" x="{:.1f}" y="{:.1f}">{}: {}</text>').format(
             frame.left + 16, y + 4, name, SAID[name]
         )
-    return svg(WIDTH, HEIGHT, f"{metric_name(result['metric'])} over epsilon, by who draws the noise", body)
+    return svg(WIDTH, PLOT + top, f"{metric_name(result['metric'])} over epsilon, by who draws the noise", body)
 
 
 def _number(cell: Mapping[str, Any], sign: str = "") -> str:
