@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oncofed_client.cohort import Cohort
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Trial
-from oncofed_shared.plan import parse
+from oncofed_shared.plan import load, parse
 from oncofed_simulations.__main__ import main as simulate
 from oncofed_simulations.compare_statistics import over_folds
 from oncofed_simulations.consortium import open_site
@@ -26,6 +26,9 @@ from oncofed_simulations.curve_points import CurveSource
 
 from .conftest import PLAN, Invented
 
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ROOT / "simulations" / "studies"
+GLIOMA = ROOT / ".." / "shared" / "data" / "glioma"
 Measured = tuple[dict[str, Any], CurveOptions]
 
 STUDY: dict[str, Any] = {
@@ -175,6 +178,21 @@ def test_fewer_modalities_are_read_of_the_same_patients(hospitals: Path) -> None
     assert all(set(c.values) == {"clinical"} for c in read)
     assert [c.patients for c in read] == [site.source.cohort(whole).patients for site in sites]
     assert [c.patients for c in read] != [site.source.cohort(fewer).patients for site in sites]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GLIOMA.is_dir(), reason="the real hospitals' tables are absent: ../shared/data")
+def test_a_private_model_of_genes_is_worth_more_than_age_and_sex_without_privacy(tmp_path: Path) -> None:
+    plan = load(STUDIES / "glioma_genomics_private.toml")
+    content = plan.model_dump(mode="json")
+    content["simulation"] |= {"noise_seed": 3}
+    options = CurveOptions(
+        sites=GLIOMA, out=tmp_path, epsilons=(3.0,), seeds=(0,), mechanisms=("pooled",), folds=5, jobs=1
+    )
+    result = privacy_curve(parse(content), options)
+    private = result["mechanisms"]["pooled"]["3"]
+    assert private["mean"] >= 0.765
+    assert private["mean"] > result["references"]["age + sex"]["mean"] + 0.03
 
 
 @given(seed=st.integers(0, 50), folds=st.integers(2, 7), count=st.integers(20, 60), leaver=st.integers(0, 19))
