@@ -1,8 +1,8 @@
-"""A site's part in a step of DP-SGD as integers: who enters, what each of them contributes, and the noise.
+"""A site's part in a step of DP-SGD as integers: who enters, the rounded sum of what they contribute, and the noise.
 
-The integers of a patient are those of his gradient computed alone. Gradients of a batch are computed together, and their last bits
-depend on who else is in it; so where a coordinate lies so near to the middle between two integers that those bits could decide, the
-patient is computed alone. A sum of such integers changes by one patient's bound, exactly, when one patient is removed.
+A patient's gradient is clipped whole, and the sum is rounded once. Those who enter stand in a random order in batches of a fixed
+number of places. Without one of them, the last may be thought to stand in the empty place: then everybody else's numbers are the
+same to the last bit, and what rounding and the one who moved may change is kept off the clip norm (docs/noise.md).
 """
 
 from __future__ import annotations
@@ -17,92 +17,63 @@ from torch import Tensor
 from oncofed_client.egress import check_share
 from oncofed_client.exact_noise import exact_gaussian
 from oncofed_client.noise import discrete_gaussian
-from oncofed_client.patient_gradients import Hooked, Loss, gradients, per_patient
+from oncofed_client.patient_gradients import Hooked, Loss, backward, per_patient, placed
 from oncofed_client.randomness import Randomness
 from oncofed_client.training import TrainingSet
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism
-from oncofed_shared.integer_noise import IntegerNoise
+from oncofed_shared.determinism import one_thread
+from oncofed_shared.errors import LocalProtocolError
+from oncofed_shared.integer_noise import MOST_PATIENTS, MOST_PLACES, IntegerNoise
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
-from oncofed_shared.plan import ConsortiumPrivacy, Plan
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 
 __all__ = [
     "MICROBATCH",
-    "NEAR",
     "consortium_share",
     "integer_sum",
     "numbers_share",
-    "patient_integers",
+    "places_of",
     "sample",
     "tables_share",
 ]
 
 MICROBATCH = 64
-"""Patients whose gradients are in memory at once, where a plan does not say."""
-NEAR = 2.0**-40
-"""In bounds: how near to the middle between two integers a coordinate may lie and be rounded as computed with others. What a batch
-changes in it is below a hundredth of this: tests/privacy measures it for every shape of network and every loss."""
-HUGE, SLACK = 2.0**500, 1e-9
-"""Length of a gradient above which it may be infinite in one batch and not in another; part of the bound from which squares are
-summed exactly."""
-BLOCK = 2**15
-"""Coordinates that are rounded at once: they stay in the processor's cache."""
+"""Most places of a batch, where a plan does not say."""
+FEWEST_PLACES = 8
+
+
+def places_of(plan: Plan) -> int:
+    """Places of a batch: a constant of the plan, a power of two where the plan's microbatch is one.
+
+    As many as a step's sample of the largest site hardly ever exceeds, and no more than the plan's microbatch.
+    """
+    privacy = plan.privacy
+    most = min(privacy.microbatch, MOST_PLACES) if isinstance(privacy, ConsortiumPrivacy) else MICROBATCH
+    if isinstance(privacy, NoPrivacy):
+        return most
+    expected = privacy.sampling_rate * max(privacy.patients.values())
+    usual = expected + 2 * math.sqrt(expected * (1 - privacy.sampling_rate))
+    return min(most, max(FEWEST_PLACES, 2 ** math.ceil(math.log2(usual))))
 
 
 def sample(random: Randomness, rate: float, patients: int) -> Tensor:
     """Poisson sampling: each patient enters with the rate, whatever the others do.
 
     Returns:
-        Rows that entered, ascending; perhaps none.
+        Rows that entered, perhaps none, in random order.
 
     Guarantees:
         - The inclusion of a patient is independent of all others and of every other step.
+        - Every order of those who entered is equally likely.
     """
-    return torch.from_numpy(np.flatnonzero(random.uniforms(patients) < rate))
-
-
-def _round(rows: Tensor, integers: IntegerNoise) -> Tensor:
-    """Clip each row whole and round it to integer steps, in place; of whom that is not sure before he is computed alone, (n,).
-
-    Integers are held as doubles, which are exact below 2**53: so are sums of their squares, which the bound keeps below 2**52.
-    """
-    norms = torch.linalg.vector_norm(rows, dim=1)
-    unsure: Tensor = ~(norms < HUGE)
-    if bool(unsure.any()):
-        # Zero times infinity is not zero.
-        rows[~torch.isfinite(norms)] = 0
-    factors = (integers.clip_to * integers.grain / norms).clamp(max=1.0).nan_to_num() / integers.grain
-    apart = rows.mul_(factors[:, None]).clone()
-    rows.round_()
-    unsure |= apart.sub_(rows).abs_().amax(dim=1) > 0.5 - NEAR * integers.bound
-    # Clipping has left room for rounding, so nobody comes near to the bound; who were beyond it would contribute zero.
-    for i in torch.nonzero(torch.linalg.vector_norm(rows, dim=1) > (1 - SLACK) * integers.bound).flatten():
-        if float(rows[i] @ rows[i]) > integers.bound**2:
-            rows[i] = 0
-    return unsure
-
-
-def patient_integers(hooked: Hooked, plan: Plan, batch: TrainingSet, integers: IntegerNoise, loss: Loss) -> Tensor:
-    """What each patient of a batch contributes, (patients, parameters) integers as doubles; overwritten by the next batch's.
-
-    Guarantees:
-        - A patient's row depends on nobody else.
-        - Its Euclidean length is at most `integers.bound`, exactly.
-        - A gradient that is not finite gives zeros.
-    """
-    rows = gradients(hooked, plan, batch, loss)
-    step = max(1, BLOCK // max(1, rows.shape[1]))
-    unsure = torch.cat([_round(part, integers) for part in torch.split(rows, step)])
-    if len(batch) == 1 or not bool(unsure.any()):
-        return rows
-    made = rows.clone()
-    for i in torch.nonzero(unsure).flatten():
-        alone = gradients(hooked, plan, batch.rows(i[None]), loss)
-        _round(alone, integers)
-        made[i] = alone[0]
-    return made
+    coins = random.uniforms(patients)
+    entered = np.flatnonzero(coins < rate)
+    # Coins below the rate are uniform there; further bits, because equal coins must not fall back on the order of rows.
+    order = np.lexsort((random.words(len(entered)), random.words(len(entered)), coins[entered]))
+    return torch.from_numpy(entered[order])
 
 
 def integer_sum(
@@ -113,25 +84,37 @@ def integer_sum(
     integers: IntegerNoise,
     *,
     loss: Loss = patient_losses,
-    microbatch: int = MICROBATCH,
 ) -> NDArray[np.int64]:
-    """Sum over the sampled patients of their clipped gradients, (parameters,), in integer steps.
+    """Sum over the sampled patients of their clipped gradients, (parameters,), rounded to integer steps.
 
     Args:
-        rows: who is in the sample.
-        microbatch: how many gradients are in memory at once.
+        rows: who is in the sample, in the order of `sample`.
 
     Guarantees:
-        - Removing one patient changes it by a vector of length `integers.bound` at most, exactly.
-        - The size of microbatches does not change it.
+        - With one patient replaced by the last one of `rows`, who then stands there no longer, it changes by a vector of length
+          `integers.bound` at most. So removing a patient changes a random order's sum, paired with another of the same chance, by
+          that at most.
+        - A patient with a gradient that is not finite contributes zero.
         - Nobody gives zero.
+
+    Raises:
+        LocalProtocolError: more patients are in the sample than the margin for rounding allows.
+        ConfigError: see `patient_gradients.backward`.
     """
-    total = np.zeros(integers.parameters, dtype=np.int64)
-    for part in torch.split(rows, microbatch):
-        if len(part):
-            made = patient_integers(hooked, plan, data.rows(part), integers, loss)
-            total += made.sum(dim=0).to(torch.int64).numpy()
-    return total
+    if len(rows) > MOST_PATIENTS:
+        raise LocalProtocolError("more patients are in a sample than rounding was reckoned for")
+    total = hooked.room.taken("total", integers.parameters)
+    if not len(rows):
+        return np.zeros(integers.parameters, dtype=np.int64)
+    places = places_of(plan)
+    # The numbers of a place must be made in the same way in every batch, for which no thread may come between.
+    with one_thread():
+        for i, part in enumerate(torch.split(rows, places)):
+            made = backward(hooked, plan, placed(data, part, places), loss)
+            factors = (integers.clip_to * integers.grain / made.lengths).clamp(max=1.0) / integers.grain
+            factors[len(part) :] = 0
+            made.add(factors, total, first=i == 0)
+    return total.round_().to(torch.int64).numpy()
 
 
 def consortium_share(
@@ -162,12 +145,10 @@ def consortium_share(
     Raises:
         LocalProtocolError: before the noise, a coordinate is larger than so many clipped patients can make it.
     """
-    privacy = plan.privacy
-    microbatch = privacy.microbatch if isinstance(privacy, ConsortiumPrivacy) else MICROBATCH
     network.vector.copy_(torch.from_numpy(layout.flatten(parameters)))
     rows = sample(random, mechanism.sampling_rate, len(data))
     with per_patient(network) as hooked:
-        total = integer_sum(hooked, plan, data, rows, mechanism.integers, loss=loss, microbatch=microbatch)
+        total = integer_sum(hooked, plan, data, rows, mechanism.integers, loss=loss)
     check_share(total, size=mechanism.integers.parameters, largest=mechanism.bound * len(rows))
     share = np.clip(total, -mechanism.room, mechanism.room)
     share += discrete_gaussian(random, mechanism.share_sigma, len(total))

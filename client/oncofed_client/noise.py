@@ -1,8 +1,9 @@
 """Discrete Gaussian noise on integers, by tables of its distribution and AES in counter mode.
 
-A table holds the distribution function of a narrow discrete Gaussian as integers of 128 bits. Sixteen random bits choose among the
-values, and where they do not decide, 48 more do, and then 64 more. A wide discrete Gaussian is a sum of narrow ones, the coarser
-multiplied (Micciancio & Walter 2017). `docs/noise.md` bounds the error, which the mechanism charges to delta.
+Sixteen random bits choose a cell of a table. A value has as many cells as its probability has whole parts of 2**16; what is left of
+all probabilities together is in the remaining cells, and 64 more bits, and then 64 more, choose among that (after Marsaglia, Tsang &
+Wang 2004). A wide discrete Gaussian is a sum of narrow ones, the coarser multiplied (Micciancio & Walter 2017). `docs/noise.md`
+bounds the error, which the mechanism charges to delta.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from oncofed_client.randomness import Randomness
 from oncofed_shared.integer_noise import SMALLEST_SHARE
 
-__all__ = ["Table", "discrete_gaussian", "levels", "reach", "table"]
+__all__ = ["CHUNK", "Table", "discrete_gaussian", "levels", "reach", "table"]
 
 PRECISION, FIXED = 128, 320
 """Bits of the distribution function, and of the arithmetic that makes it."""
@@ -30,8 +31,9 @@ ENDS = 13.4
 """A table ends at this many standard deviations: what lies beyond has a probability below 2**-133."""
 APART, RATIO = 4.2, 256
 """A finer Gaussian is this many times as wide as a step of the coarser one, and a step is at most this many integers."""
-UNDECIDED = 1 << 28
-CHUNK = 1 << 15
+CHUNK = 1 << 16
+"""Numbers that are drawn at once: they stay in the processor's cache beside the tables."""
+LARGEST = 2**31 - 1
 _DIGITS = Context(prec=120)
 
 
@@ -50,38 +52,37 @@ def _weights(sigma: float, end: int) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Table:
-    """The distribution function of a discrete Gaussian and which values each cell of 16 bits may mean. Build it with `table`.
+    """A discrete Gaussian times an integer. Build it with `table`.
 
     Attributes:
-        end: largest magnitude of a value.
-        function: P(X <= x) x 2**128 for x = -end..end, rounded down; the last is 2**128.
+        end: largest magnitude of a value before it is multiplied.
+        multiplier: of every value.
+        decided: how many cells have a value.
+        cells: (2**16,) the multiplied value of each cell; 0 where there is none.
+        function: P(X <= x where no cell decides) x 2**128 for x = -end..end, rounded down; the last is 2**128.
         upper: the upper 64 bits of all but the last.
-        cells: (2**16,) int32: the value, plus `UNDECIDED` where more bits are needed.
-        single: (2**16,) whether two values alone remain.
+        guide: (2**16,) by the first sixteen bits, the place of the first of `upper` that may be larger.
+        single: (2**16,) whether no more than two values remain.
     """
 
     end: int
+    multiplier: int
+    decided: int
+    cells: NDArray[np.int32] | NDArray[np.int64]
     function: list[int]
     upper: NDArray[np.uint64]
-    cells: NDArray[np.int32]
+    guide: NDArray[np.int32]
     single: NDArray[np.bool_]
 
-    def draw(self, random: Randomness, count: int) -> NDArray[np.int32]:
-        """(count,) values."""
-        cells = random.words((count + 3) // 4).view("<u2")[:count]
-        values: NDArray[np.int32] = self.cells[cells]
-        open_ = np.flatnonzero(values >= UNDECIDED // 2)
-        if len(open_):
-            values[open_] = self._decide(cells[open_], values[open_] - UNDECIDED + self.end, random)
-        return values
-
-    def _decide(self, cells: NDArray[np.uint16], low: NDArray[np.int32], random: Randomness) -> NDArray[np.int64]:
-        """Values of undecided cells, of which `low` is the index of the smallest."""
-        beyond = 64 - CELL
-        bits = (cells.astype(np.uint64) << np.uint64(beyond)) | (random.words(len(cells)) >> np.uint64(CELL))
-        index = low + (bits > self.upper[low])
-        tied = bits == self.upper[low]
-        many = np.flatnonzero(~self.single[cells])
+    def rest(self, random: Randomness, count: int) -> NDArray[np.int64]:
+        """(count,) multiplied values for draws that no cell decides."""
+        bits = random.words(count)
+        first = (bits >> np.uint64(64 - CELL)).astype(np.int64)
+        low = self.guide[first]
+        bound = self.upper[np.minimum(low, len(self.upper) - 1)]
+        index = low + (bits > bound)
+        tied = bits == bound
+        many = np.flatnonzero(~self.single[first])
         found = np.searchsorted(self.upper, bits[many], side="right")
         index[many] = found
         # Whether a value's bound has the same 64 bits; index 0 has none before it.
@@ -89,22 +90,36 @@ class Table:
         for i in np.flatnonzero(tied):
             whole = int(bits[i]) << 64 | int(random.words(1)[0])
             index[i] = bisect_right(self.function, whole)
-        return np.asarray(index - self.end, dtype=np.int64)
+        return (index.astype(np.int64) - self.end) * self.multiplier
 
 
-@lru_cache(maxsize=16)
-def table(sigma: float) -> Table:
+@lru_cache(maxsize=32)
+def table(sigma: float, multiplier: int = 1) -> Table:
     """The table of a width: some tens of milliseconds, kept afterwards."""
     end = math.ceil(ENDS * sigma)
     half = _weights(sigma, end)
-    sums = list(accumulate([*reversed(half), *half[1:]]))
+    weights = [*reversed(half), *half[1:]]
+    total = sum(weights)
+    # A probability is whole cells and a remainder, both exactly.
+    whole, left = zip(*(divmod(w << CELL, total) for w in weights), strict=True)
+    decided = sum(whole)
+    sums = list(accumulate(left))
     function = [(s << PRECISION) // sums[-1] for s in sums]
     upper = np.array([f >> 64 for f in function[:-1]], dtype=np.uint64)
     starts = (upper >> np.uint64(64 - CELL)).astype(np.int64)
-    bounds = np.bincount(starts, minlength=1 << CELL)
-    low = np.searchsorted(starts, np.arange(1 << CELL), side="left")
-    cells = low - end + np.where(bounds > 0, UNDECIDED, 0)
-    return Table(end=end, function=function, upper=upper, cells=cells.astype(np.int32), single=bounds == 1)
+    kind = np.int32 if multiplier * end < LARGEST else np.int64
+    cells = np.zeros(1 << CELL, dtype=kind)
+    cells[:decided] = np.repeat(np.arange(-end, end + 1) * multiplier, whole)
+    return Table(
+        end=end,
+        multiplier=multiplier,
+        decided=decided,
+        cells=cells,
+        function=function,
+        upper=upper,
+        guide=np.searchsorted(starts, np.arange(1 << CELL), side="left").astype(np.int32),
+        single=np.bincount(starts, minlength=1 << CELL) <= 1,
+    )
 
 
 @lru_cache(maxsize=16)
@@ -148,12 +163,23 @@ def discrete_gaussian(random: Randomness, sigma: float, count: int) -> NDArray[n
     if not sigma >= SMALLEST_SHARE:
         message = f"a width of {sigma:g} is below {SMALLEST_SHARE:g}"
         raise ValueError(message)
-    parts = [(multiplier, table(width)) for multiplier, width in levels(sigma)]
-    drawn = np.empty(count, dtype=np.int64)
-    # In pieces that stay in the processor's cache.
+    parts = [table(width, multiplier) for multiplier, width in levels(sigma)]
+    kind = np.int32 if reach(sigma) < LARGEST else np.int64
+    drawn, part = np.empty(count, dtype=kind), np.empty(min(count, CHUNK), dtype=kind)
+    left: list[list[NDArray[np.int64]]] = [[] for _ in parts]
     for start in range(0, count, CHUNK):
         piece = drawn[start : start + CHUNK]
-        piece[:] = parts[0][1].draw(random, len(piece))
-        for multiplier, own in parts[1:]:
-            piece += own.draw(random, len(piece)) * np.int64(multiplier)
-    return drawn
+        for i, own in enumerate(parts):
+            cells = random.halves(len(piece))
+            into = part[: len(piece)] if i else piece
+            # "clip" spares a copy; no index is out of range.
+            np.take(own.cells.astype(kind, copy=False), cells, out=into, mode="clip")
+            if i:
+                piece += into
+            if own.decided < 1 << CELL:
+                left[i].append(start + np.flatnonzero(cells >= np.uint16(own.decided)))
+    # All that no cell decided at once: each of these operations takes a while for few numbers too.
+    for own, places in zip(parts, left, strict=True):
+        where = np.concatenate([np.zeros(0, dtype=np.int64), *places])
+        drawn[where] += own.rest(random, len(where)).astype(kind, copy=False)
+    return drawn.astype(np.int64, copy=False)

@@ -20,8 +20,8 @@ from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 
 __all__ = ["EXCHANGE_SECONDS", "Pace", "measure"]
 
-EXCHANGE_SECONDS = 6.0
-"""Of one message to a site and back, measured over Flower 1.41 with three sites: its processes ask every few seconds."""
+EXCHANGE_SECONDS = 3.0
+"""Of one message to a site and back with next to nothing to compute: docs/cost.md, `oncofed_simulations.bench exchange`."""
 NOISE_FACTOR = 2.0
 """A step with a gradient per patient takes about twice as long as a plain one."""
 

@@ -1,51 +1,53 @@
-"""Each patient's own gradient, in double precision, by Opacus's rules for each kind of layer (Yousefpour et al. 2021)."""
+"""Each patient's gradient without writing it down: its length, and sums over patients, from one backward pass over a batch.
+
+A batch has a fixed number of places, whether or not there is a patient in each. The numbers of a place are then made by the same
+operations in the same order whoever is in the other places, so that they depend on its patient alone, to the last bit.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
-from opacus.grad_sample.grad_sample_module import GradSampleModule
 from torch import Tensor, nn
 
+from oncofed_client.book_keeping import KINDS, Part, Room, Rows, parts_of
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
+from oncofed_shared.integer_noise import CANCELLED
 from oncofed_shared.losses import Target
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.plan import Plan
 
-__all__ = ["Hooked", "Loss", "doubled", "gradients", "per_patient"]
+__all__ = ["Hooked", "Loss", "Pass", "backward", "per_patient", "placed"]
 
+SMALL = 2**11
+"""Numbers of a parameter up to which its gradients are kept beside others'."""
 Loss = Callable[[Plan, Mapping[str, Tensor], Mapping[str, Target]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hooked:
-    """A network in double precision whose layers note what went in and what came out.
+    """A network whose layers note what went in and what came out.
 
     Attributes:
-        network: what is hooked; `network.vector` sets its parameters.
-        places: start and stop of each parameter's coordinates in a row.
+        network: what is hooked.
+        places: start and stop of each parameter's coordinates in the order of the layout.
+        room: memory for all steps.
     """
 
     network: FusionNetwork
     places: dict[nn.Parameter, tuple[int, int]]
-    _room: list[Tensor] = field(default_factory=list)
+    room: Room
     _noted: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
 
-    def rows(self, patients: int) -> Tensor:
-        """Room for the gradients of a batch, (patients, parameters) float64, all zero.
-
-        Taken from the system once and not at every step: new pages of memory take longer than what is written to them.
-        """
-        if not self._room or len(self._room[0]) < patients:
-            size = max(stop for _, stop in self.places.values())
-            self._room[:] = [torch.empty(patients, size, dtype=torch.float64)]
-        return self._room[0][:patients].zero_()
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return max(stop for _, stop in self.places.values())
 
     def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
         """Hook of a layer's forward pass."""
@@ -58,39 +60,44 @@ class Hooked:
         return taken
 
 
+_ODD = "max_norm", "scale_grad_by_freq", "sparse"
+
+
 def _layers(network: nn.Module) -> list[nn.Module]:
     """Modules with parameters of their own.
 
     Raises:
-        ConfigError: Opacus has no per-patient gradient for one of them.
+        ConfigError: one of them is of a kind whose gradients are not known per patient.
     """
     found = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    unknown = sorted({type(m).__name__ for m in found} - {t.__name__ for t in GradSampleModule.GRAD_SAMPLERS})
+    unknown = {type(m).__name__ for m in found if type(m) not in KINDS}
+    unknown |= {type(m).__name__ for m in found if isinstance(m, nn.Embedding) and any(getattr(m, o) for o in _ODD)}
+    unknown |= {type(m).__name__ for m in found if getattr(m, "padding_mode", "zeros") != "zeros"}
+    unknown |= {type(m).__name__ for m in found if isinstance(getattr(m, "padding", 0), str)}
     if unknown:
-        raise ConfigError(f"model: {', '.join(unknown)} has no gradient per patient, so it cannot be trained privately")
+        names = ", ".join(sorted(unknown))
+        raise ConfigError(f"model: {names} has no gradient per patient, so it cannot be trained privately")
     return found
 
 
-_TWINS: WeakKeyDictionary[FusionNetwork, FusionNetwork] = WeakKeyDictionary()
+_ROOMS: WeakKeyDictionary[FusionNetwork, Room] = WeakKeyDictionary()
 
 
 @contextmanager
 def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
-    """Put hooks on a double-precision twin of a network, which has its parameters, and take them off at the end.
+    """Put hooks on a network and take them off at the end.
 
     Raises:
         ConfigError: a layer has no per-patient gradient.
     """
-    twin = _TWINS.get(network)
-    if twin is None:
-        twin = _TWINS[network] = copy.deepcopy(network).to(torch.float64).train()
-    twin.vector.copy_(network.vector)
     places, start = {}, 0
-    for parameter in twin.named.values():
+    for parameter in network.named.values():
         places[parameter] = (start, start + parameter.numel())
         start += parameter.numel()
-    hooked = Hooked(network=twin, places=places)
-    handles = [layer.register_forward_hook(hooked.note) for layer in _layers(twin)]
+    if network not in _ROOMS:
+        _ROOMS[network] = Room()
+    hooked = Hooked(network=network, places=places, room=_ROOMS[network])
+    handles = [layer.register_forward_hook(hooked.note) for layer in _layers(network.train())]
     try:
         yield hooked
     finally:
@@ -98,33 +105,100 @@ def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
             handle.remove()
 
 
-def doubled(batch: TrainingSet) -> TrainingSet:
-    """The same patients in double precision, which changes no value."""
-
-    def double(values: Tensor) -> Tensor:
-        return values.to(torch.float64) if values.is_floating_point() else values
-
-    goals = {n: Target(goal=double(t.goal), weight=double(t.weight)) for n, t in batch.goals.items()}
-    return TrainingSet(values=double(batch.values), seen=double(batch.seen), goals=goals)
+def placed(data: TrainingSet, rows: Tensor, places: int) -> TrainingSet:
+    """The patients at `rows` in the first places of a batch; the others repeat the first patient, and count for nothing."""
+    return data.rows(torch.cat([rows, rows[:1].expand(places - len(rows))]))
 
 
-def gradients(hooked: Hooked, plan: Plan, batch: TrainingSet, loss: Loss) -> Tensor:
-    """Each patient's gradient, (patients, parameters) float64, in the order of the layout; overwritten by the next batch's."""
-    rows = hooked.rows(len(batch))
-    if len(batch) == 0:
-        return rows
-    own = doubled(batch)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """What one backward pass over a batch tells.
+
+    Attributes:
+        lengths: (places,) float64, at least the Euclidean length of each one's gradient over all parameters; infinity where it
+            is not finite.
+
+    Guarantees:
+        - No length is below the gradient's that `add` sums, by rounding or otherwise.
+    """
+
+    lengths: Tensor
+    _hooked: Hooked
+    _large: dict[nn.Parameter, Part]
+    _small: dict[nn.Parameter, Tensor]
+    _all_small: Part
+
+    def add(self, factors: Tensor, total: Tensor, *, first: bool) -> None:
+        """Add everybody's gradient times a factor to a sum.
+
+        Args:
+            factors: (places,) float64; 0 where the length is infinite.
+            total: (parameters,) float64 in the order of the layout.
+            first: overwrite what is in it.
+        """
+        room, sizes = self._hooked.room, [r.shape[1] for r in self._small.values()]
+        whole = room.taken("small", sum(sizes))
+        self._all_small.add(factors, whole, room, first=True)
+        sums = dict(zip(self._small, torch.split(whole, sizes), strict=True))
+        for parameter, (start, stop) in self._hooked.places.items():
+            part = self._large.get(parameter)
+            if part is not None:
+                part.add(factors, total[start:stop], room, first=first)
+            elif first:
+                total[start:stop] = sums.get(parameter, 0)
+            elif parameter in sums:
+                total[start:stop] += sums[parameter]
+
+
+    def each(self) -> Tensor:
+        """Everybody's gradient, (places, parameters) float64, as sums in which all others count nothing: for those who check."""
+        made = torch.empty(len(self.lengths), self._hooked.size, dtype=torch.float64)
+        for row, factors in zip(made, torch.eye(len(made), dtype=torch.float64), strict=True):
+            self.add(factors, row, first=True)
+        return made
+
+
+@torch.no_grad()
+def _measured(hooked: Hooked, uses: list[tuple[nn.Module, Tensor, Tensor]], places: int) -> Pass:
+    large = parts_of(uses)
+    # Many short vectors take as long as one long one each.
+    small = {p: r.rows for p, r in large.items() if isinstance(r, Rows) and r.rows.shape[1] <= SMALL}
+    large = {p: r for p, r in large.items() if p not in small}
+    rows = torch.cat([torch.empty(places, 0, dtype=hooked.network.vector.dtype), *small.values()], dim=1)
+    parts = [*large.values(), Rows(rows)]
+    squares = torch.zeros(2, places, dtype=torch.float64)
+    for part in parts:
+        whole, apart = part.squares(hooked.room)
+        squares[0] += whole
+        squares[1] += apart
+    # What rounding may have taken off a sum of products is far below this part of what was added up.
+    lengths = (squares[0] + CANCELLED * squares[1]).sqrt()
+    lost = ~torch.isfinite(lengths)
+    if bool(lost.any()):
+        lengths = lengths.masked_fill(lost, torch.inf)
+        for part in parts:
+            part.clear(lost)
+    return Pass(lengths=lengths, _hooked=hooked, _large=large, _small=small, _all_small=parts[-1])
+
+
+def backward(hooked: Hooked, plan: Plan, batch: TrainingSet, loss: Loss) -> Pass:
+    """One pass forward, and one back to the layers' outputs.
+
+    Args:
+        batch: one patient or more; always as many under one plan.
+
+    Guarantees:
+        - A place's length and its share of a sum depend on the place and its patient alone, for batches of one size.
+
+    Raises:
+        ConfigError: a layer was given something else than a row per patient, or see `book_keeping.parts_of`.
+    """
     hooked.noted()
-    losses = loss(plan, hooked.network(own.values, own.seen), own.goals)
-    uses = hooked.noted()
-    # By what a layer gave, and not by its parameters: their gradients would be sums over the batch, which nobody needs.
-    grown = torch.autograd.grad(losses.sum(), [made for _, _, made in uses], allow_unused=True)
-    with torch.no_grad():
-        for (layer, inputs, _), back in zip(uses, grown, strict=True):
-            if back is None:
-                continue
-            for parameter, each in GradSampleModule.GRAD_SAMPLERS[type(layer)](layer, [inputs], back).items():
-                start, stop = hooked.places[parameter]
-                # A layer may be used more than once.
-                rows[:, start:stop] += each.flatten(start_dim=1)
-    return rows
+    losses = loss(plan, hooked.network(batch.values, batch.seen), batch.goals)
+    noted = hooked.noted()
+    if any(len(inputs) != len(batch) for _, inputs, _ in noted):
+        raise ConfigError("model: a layer does not read one row per patient, so it cannot be trained privately")
+    # To what layers gave, and not to their parameters: those gradients would be sums over the batch, which nobody needs.
+    grown = torch.autograd.grad(losses.sum(), [made for _, _, made in noted], allow_unused=True)
+    uses = [(layer, inputs, back) for (layer, inputs, _), back in zip(noted, grown, strict=True) if back is not None]
+    return _measured(hooked, uses, len(batch))

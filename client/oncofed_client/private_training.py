@@ -1,7 +1,7 @@
 """One round of DP-SGD at a site: parameters in, a noised change out.
 
-Opacus gives the gradient of every patient (Yousefpour et al. 2021) and validates the network; clipping, sampling and noise are
-ours, because Opacus draws noise from a generator that can be predicted, as floats.
+Opacus (Yousefpour et al. 2021) validates the network; clipping, sampling and noise are ours, because Opacus writes down the
+gradient of every patient, and draws noise from a generator that can be predicted, as floats.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from opacus.validators import ModuleValidator
 from torch import Tensor
 
-from oncofed_client.integer_step import integer_sum, sample
+from oncofed_client.integer_step import integer_sum, places_of, sample
 from oncofed_client.noise import discrete_gaussian
-from oncofed_client.patient_gradients import Loss, doubled, per_patient
+from oncofed_client.patient_gradients import Loss, backward, per_patient
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet, optimiser_step
+from oncofed_client.training import TrainingSet, doubled, optimiser_step
+from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.layout import Layout
-from oncofed_shared.losses import patient_losses, targets
+from oncofed_shared.losses import Target, patient_losses, targets
 from oncofed_shared.messages import Arrays
 from oncofed_shared.network import FusionNetwork
 from oncofed_shared.penalties import strengths
@@ -75,7 +76,6 @@ def private_update(
     scale = integers.grain / mechanism.expected_batch
     with per_patient(network) as hooked:
         for _ in range(plan.training.local_steps):
-            hooked.network.vector.copy_(weights)
             rows = sample(random, mechanism.sampling_rate, len(data))
             total = integer_sum(hooked, plan, data, rows, integers, loss=loss)
             total += discrete_gaussian(random, integers.share_sigma, layout.size)
@@ -97,6 +97,7 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
         - A network with batch statistics, or a layer without per-patient gradients, is refused (Opacus's validator).
         - A loss that is not one number per patient, each of this patient alone, is refused, the Cox partial likelihood among
           them: it is tried on invented patients, all together and one by one.
+        - So is a machine whose arithmetic lets a patient's last bits depend on who else is in the batch: that is tried too.
 
     Raises:
         ConfigError: with the reason.
@@ -104,15 +105,13 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
     found = [str(e) for e in ModuleValidator.validate(network.train(), strict=False)]
     if found:
         raise ConfigError(*(f"model: this network cannot be trained privately: {f}" for f in found))
-    with per_patient(network):
-        pass  # every layer has a gradient per patient, or this has said so
     trial = copy.deepcopy(network).to(torch.float64).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in trial.parameters():
             # The first values predict the same for everybody, which would hide what couples patients.
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        invented = _invented(plan, width, generator)
+        invented = doubled(_invented(plan, width, network.reads, generator, INVENTED))
         together = loss(plan, trial(invented.values, invented.seen), invented.goals)
         singles = [invented.rows(torch.tensor([i])) for i in range(INVENTED)]
         alone = [loss(plan, trial(s.values, s.seen), s.goals).reshape(-1) for s in singles]
@@ -124,24 +123,52 @@ def check_private(plan: Plan, network: FusionNetwork, *, width: int, loss: Loss 
             "tasks: a patient's loss depends on who else is in the batch, as in the Cox partial likelihood; clipping "
             "would then not bound what a patient changes. Use a loss that is a sum over patients"
         )
+    own = trial.to(torch.float64 if plan.training.dtype == "float64" else torch.float32)
+    _see_places(plan, own, [_invented(plan, width, network.reads, generator, places_of(plan)) for _ in range(2)], loss)
 
 
-def _invented(plan: Plan, width: int, generator: torch.Generator) -> TrainingSet:
+def _see_places(plan: Plan, network: FusionNetwork, invented: Sequence[TrainingSet], loss: Loss) -> None:
+    """See that a place's numbers are its patient's alone, to the last bit, on this machine.
+
+    Raises:
+        ConfigError: they are not, or a layer has no gradient per patient.
+    """
+    first, second = invented
+    kept = torch.arange(len(first)) % 3 == 0
+    # Every third place holds the same patient in both batches.
+    index = torch.where(kept, torch.arange(len(first)), len(first) + torch.arange(len(first)))
+    both = TrainingSet(
+        values=torch.cat([first.values, second.values]),
+        seen=torch.cat([first.seen, second.seen]),
+        goals={
+            n: Target(goal=torch.cat([t.goal, o.goal]), weight=torch.cat([t.weight, o.weight]))
+            for (n, t), o in zip(first.goals.items(), second.goals.values(), strict=True)
+        },
+    )
+    with one_thread(), per_patient(network) as hooked:
+        lengths = [backward(hooked, plan, batch, loss).lengths for batch in (first, both.rows(index))]
+    if not torch.equal(lengths[0][kept], lengths[1][kept]):
+        raise ConfigError(
+            "model: on this machine the last bits of a patient's gradient depend on who else is in the batch, so what he changes "
+            "cannot be bounded; use the versions of torch and of the processor's libraries that are pinned"
+        )
+
+
+def _invented(plan: Plan, width: int, reads: int, generator: torch.Generator, count: int) -> TrainingSet:
     """Patients that nobody is: values, gaps and labels from a fixed generator."""
     labels: dict[str, NDArray[np.float64]] = {}
     weights: dict[str, NDArray[np.float64]] = {}
     for name, task in plan.tasks.items():
         if isinstance(task, ClassificationTask):
-            labels[name] = torch.randint(len(task.classes), (INVENTED,), generator=generator).numpy()
+            labels[name] = torch.randint(len(task.classes), (count,), generator=generator).numpy()
             weights[name] = np.ones(len(task.classes))
         else:
-            days = torch.rand(INVENTED, generator=generator, dtype=torch.float64) * task.edges[-1]
-            event = (torch.arange(INVENTED) % 3 > 0).to(torch.float64)
+            days = torch.rand(count, generator=generator, dtype=torch.float64) * task.edges[-1]
+            event = (torch.arange(count) % 3 > 0).to(torch.float64)
             labels[name] = torch.stack([days, event], dim=1).numpy()
-    return doubled(
-        TrainingSet(
-            values=torch.randn(INVENTED, width, generator=generator, dtype=torch.float64),
-            seen=(torch.rand(INVENTED, width, generator=generator) > 0.2).to(torch.float64),
-            goals=targets(plan, labels, weights),
-        )
+    dtype = torch.float64 if plan.training.dtype == "float64" else torch.float32
+    return TrainingSet(
+        values=torch.randn(count, reads, generator=generator).to(dtype),
+        seen=(torch.rand(count, width, generator=generator) > 0.2).to(dtype),
+        goals=targets(plan, labels, weights),
     )

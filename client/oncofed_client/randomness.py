@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["Randomness"]
 
 KEY_BYTES, BLOCK_BYTES = 32, 16
+_ZEROS = memoryview(bytes(1 << 17))
 
 
 class Randomness:
@@ -49,6 +50,14 @@ class Randomness:
     def words(self, count: int) -> NDArray[np.uint64]:
         """(count,) of 64 random bits each."""
         return np.frombuffer(self._stream.update(bytes(8 * count)), dtype="<u8")
+
+    def halves(self, count: int) -> NDArray[np.uint16]:
+        """(count,) of 16 random bits each; what is left of a word is not used again."""
+        room = 8 * ((count + 3) // 4)
+        # The cipher wants a block's length less one beyond what it writes.
+        made = np.empty(room + BLOCK_BYTES, dtype=np.uint8)
+        self._stream.update_into(_ZEROS[:room] if room <= len(_ZEROS) else bytes(room), made.data)
+        return made[: 2 * count].view("<u2")
 
     def uniforms(self, count: int) -> NDArray[np.float64]:
         """(count,) in [0, 1)."""

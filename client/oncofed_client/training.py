@@ -20,7 +20,7 @@ from oncofed_shared.network import FusionNetwork
 from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import Plan
 
-__all__ = ["TrainingSet", "local_update", "optimiser_step", "seeded_dropout"]
+__all__ = ["TrainingSet", "doubled", "local_update", "optimiser_step", "seeded_dropout"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,16 @@ class TrainingSet:
             seen=self.seen[index],
             goals={n: Target(goal=t.goal[index], weight=t.weight[index]) for n, t in self.goals.items()},
         )
+
+
+def doubled(batch: TrainingSet) -> TrainingSet:
+    """The same patients in double precision, which changes no value."""
+
+    def double(values: Tensor) -> Tensor:
+        return values.to(torch.float64) if values.is_floating_point() else values
+
+    goals = {n: Target(goal=double(t.goal), weight=double(t.weight)) for n, t in batch.goals.items()}
+    return TrainingSet(values=double(batch.values), seen=double(batch.seen), goals=goals)
 
 
 def _batches(plan: Plan, data: TrainingSet, key: str) -> Iterator[TrainingSet]:

@@ -1,6 +1,6 @@
 """Sensitivity and noise on integers, as one frozen value: how fine the grid is, how wide a share, and what approximation costs.
 
-Floating-point noise can be read off its low bits (Mironov 2012). So a patient's clipped gradient is made integer, the noise is a
+Floating-point noise can be read off its low bits (Mironov 2012). So the sum of clipped gradients is made integer, the noise is a
 discrete Gaussian (Canonne, Kamath & Steinke 2020), and what leaves is integers. `docs/noise.md` has the proof of what is said here.
 """
 
@@ -13,7 +13,12 @@ from typing import Self
 from oncofed_shared.errors import ConfigError
 
 __all__ = [
+    "CANCELLED",
     "ERRORS",
+    "FLOATS",
+    "MOST_PATIENTS",
+    "MOST_PLACES",
+    "MOST_TERMS",
     "SAMPLER_ERROR",
     "SMALLEST_SHARE",
     "SMOOTHING",
@@ -24,6 +29,7 @@ __all__ = [
     "own_multiplier",
     "sampled_rate",
     "see_errors",
+    "see_sums",
     "share_width",
 ]
 
@@ -39,8 +45,17 @@ TAIL = 16
 """No share is larger than this many of its standard deviations: the sampler has no such value."""
 ERRORS = 1e-6
 """Part of delta that is kept for the two errors above, over all numbers of the whole run."""
-FINEST, PER_ROOT = 2**12, 500
-"""Rounding a vector of d coordinates moves it by sqrt(d) / 2 at most: a thousandth of a bound of 500 sqrt(d)."""
+FINEST, PER_ROOT = 2**12, 1000
+"""Rounding two vectors of d coordinates moves them apart by sqrt(d) at most: a thousandth of a bound of 1000 sqrt(d)."""
+FLOATS = 2.0**-11
+"""Part of the bound that is kept for floating point: half for the one other patient who changes his place when one is removed, half
+for sums."""
+CANCELLED = 2.0**-24
+"""Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have taken
+off it where numbers cancelled."""
+MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**20
+"""Patients of a batch squared, times the numbers of which one patient's gradient is a sum; patients of a batch; of a sample. Up to
+these, sums in double precision err by less than half of FLOATS."""
 LARGEST_BOUND = 2**26
 """Squares of longer vectors would not be exact in doubles; 10^10 parameters do not reach it."""
 UNIFORM = 2**53
@@ -71,6 +86,23 @@ def see_errors(*, error: float, epsilon: float, delta: float) -> bool:
     return math.log(error) + math.log1p(math.exp(-epsilon)) + epsilon <= math.log(ERRORS * delta)
 
 
+def see_sums(*, places: int, tokens: int) -> None:
+    """See that sums over a batch stay within the margin that is kept for them.
+
+    Args:
+        places: of a batch.
+        tokens: products of which a patient's gradient is a sum, for one layer.
+
+    Raises:
+        ConfigError: they may not.
+    """
+    if places * places * tokens > MOST_TERMS:
+        raise ConfigError(
+            f"model: a layer reads {tokens} vectors of each of {places} patients; rounding their sum could move it by more than is "
+            "kept for it; lower privacy.microbatch, or take fewer tokens"
+        )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntegerNoise:
     """The grid of a step's integers and the noise on it. Build it with `sized`.
@@ -78,11 +110,11 @@ class IntegerNoise:
     Attributes:
         parameters: length of the vector.
         clip_norm: what one patient changes at most, as floats.
-        bound: the same in integer steps: the exact Euclidean sensitivity of the integers.
+        bound: the same in integer steps: the Euclidean sensitivity of the rounded sum.
         share_sigma: standard deviation of one share of noise, in integer steps.
 
     Guarantees:
-        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm.
+        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, and floating point by `FLOATS`.
         - The parameter of the discrete Gaussian is at least SMALLEST_SHARE.
     """
 
@@ -117,8 +149,8 @@ class IntegerNoise:
 
     @property
     def clip_to(self) -> float:
-        """Length in steps to which a patient's vector is shortened before it is rounded, so that it stays within the bound."""
-        return self.bound - math.sqrt(self.parameters) / 2
+        """Length in steps to which a patient's gradient is shortened, so that the rounded sum moves by at most the bound."""
+        return self.bound * (1 - FLOATS) - math.sqrt(self.parameters)
 
     @property
     def tail(self) -> int:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from oncofed_client.patient_gradients import doubled
-from oncofed_client.training import TrainingSet
+from oncofed_client.training import TrainingSet, doubled
 from oncofed_shared.features import Preparation, network_columns
 from oncofed_shared.layout import Layout
 from oncofed_shared.losses import Target, patient_losses

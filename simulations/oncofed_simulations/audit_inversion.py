@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from oncofed_client.patient_gradients import doubled
-from oncofed_client.training import TrainingSet
+from oncofed_client.training import TrainingSet, doubled
 from oncofed_shared.messages import Arrays
 from oncofed_simulations.audit_gradients import Attacker
 from oncofed_simulations.audit_path import Planted, Release

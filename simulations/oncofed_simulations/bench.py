@@ -20,6 +20,7 @@ import torch
 
 from oncofed_shared.plan import load
 from oncofed_simulations.bare import Workload
+from oncofed_simulations.bench_clipping import clipping
 from oncofed_simulations.bench_crowd import crowd_memory, crowd_round
 from oncofed_simulations.bench_exchange import exchange
 from oncofed_simulations.bench_measure import MEBIBYTE, Measure
@@ -104,6 +105,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], list[Measure]]] = {
     "crowd": crowd_round,
     "memory": crowd_memory,
     "private": private_step,
+    "clipping": clipping,
     "preprocessing": preprocessing,
     "noise": sampler,
     "secagg": secure_sums,

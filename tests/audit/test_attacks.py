@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oncofed_client import integer_step, private_training, site
-from oncofed_client.patient_gradients import gradients, per_patient
+from oncofed_client.patient_gradients import backward, per_patient
 from oncofed_client.session import training_set
 from oncofed_client.source import FolderSource
 from oncofed_shared.errors import ConfigError
@@ -43,14 +43,15 @@ def patients_of(plan, folder):
 @pytest.mark.parametrize("layers", [0, 1])
 def test_the_attackers_gradients_are_those_of_the_code(folder, layers):
     content = study("site").model_dump(mode="json")
-    plan = parse(content | {"model": content["model"] | {"layers": layers, "width": 8, "heads": 2}})
+    model, training = content["model"] | {"layers": layers, "width": 8, "heads": 2}, content["training"]
+    plan = parse(content | {"model": model, "training": training | {"dtype": "float64"}})
     preparation, everybody = patients_of(plan, folder)
     few = everybody.rows(torch.arange(20))
     network = build(plan, network_columns(plan, preparation), seed=3)
     attacker = Attacker.of(plan, preparation)
     weights = attacker.layout.flatten({n: p.detach().numpy() for n, p in network.named.items()})
     with per_patient(network) as hooked:
-        own = gradients(hooked, plan, few, patient_losses).numpy()
+        own = backward(hooked, plan, few, patient_losses).each().numpy()
     np.testing.assert_allclose(attacker.gradients(weights, few), own, rtol=1e-9, atol=1e-12)
 
 

@@ -16,9 +16,9 @@ from scipy import stats
 
 from oncofed_client.integer_step import consortium_share, integer_sum, sample, tables_share
 from oncofed_client.noise import discrete_gaussian
-from oncofed_client.patient_gradients import doubled, per_patient
+from oncofed_client.patient_gradients import per_patient
 from oncofed_client.randomness import Randomness
-from oncofed_client.training import TrainingSet
+from oncofed_client.training import TrainingSet, doubled
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_counts, server_gradient
 from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.losses import Target, patient_losses

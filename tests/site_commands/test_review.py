@@ -73,7 +73,7 @@ def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(
         "Only the sum over 3 sites is ever seen",
         "it promises every patient epsilon 3 at delta 1e-05",
         "if all other sites collude:",
-        "exchanges of about 6 s",
+        "exchanges of about 3 s",
         "Nothing here speaks against it",
     ):
         assert words in out, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from oncofed_client.exact_noise import exact_gaussian
-from oncofed_client.noise import Table, discrete_gaussian, levels, reach, table
+from oncofed_client.noise import CHUNK, Table, discrete_gaussian, levels, reach, table
 from oncofed_client.randomness import Randomness
 from oncofed_shared.integer_noise import SAMPLER_ERROR, SMALLEST_SHARE, TAIL
 
@@ -29,19 +30,31 @@ def masses(sigma: float, most: int) -> np.ndarray:
     return mass / mass.sum()
 
 
-@pytest.mark.parametrize("sigma", [8.0, 33.3, 319.2])
-def test_a_table_is_the_distribution_to_two_to_the_minus_108(sigma: float) -> None:
-    own, far = table(sigma), math.ceil(20 * sigma)
+def numbers(own: Table) -> dict[int, Fraction]:
+    """What a table gives each value, exactly: its cells, and its part of what no cell decides."""
+    counts = np.bincount(own.cells[: own.decided] // own.multiplier + own.end, minlength=2 * own.end + 1)
+    left = Fraction((1 << 16) - own.decided, 1 << 16)
+    given, below = {}, 0
+    for i, upto in enumerate(own.function):
+        given[i - own.end] = Fraction(int(counts[i]), 1 << 16) + left * Fraction(upto - below, 1 << 128)
+        below = upto
+    return given
+
+
+@pytest.mark.parametrize(("sigma", "multiplier"), [(8.0, 1), (33.3, 1), (319.2, 77)])
+def test_a_table_is_the_distribution_to_two_to_the_minus_108(sigma: float, multiplier: int) -> None:
+    own, far = table(sigma, multiplier), math.ceil(20 * sigma)
+    made = numbers(own)
+    assert sum(made.values()) == 1
+    assert own.function[-1] == 2**128
+    assert np.array_equal(own.cells[: own.decided] % multiplier, np.zeros(own.decided))
     with localcontext(prec=80):
         width = 2 * Decimal(sigma) ** 2
         exact = [(Decimal(-x * x) / width).exp() for x in range(far + 1)]
         total = exact[0] + 2 * sum(exact[1:])
         apart = 2 * sum(exact[own.end + 1 :]) / total
-        for x in range(own.end + 1):
-            for i in {own.end + x, own.end - x}:
-                below = own.function[i - 1] if i else 0
-                apart += abs(Decimal(own.function[i] - below) / 2**128 - exact[x] / total)
-    assert own.function[-1] == 2**128
+        for x, share in made.items():
+            apart += abs(Decimal(share.numerator) / Decimal(share.denominator) - exact[abs(x)] / total)
     # A wide draw is three of these at most, and the factor by which their sum differs is far smaller.
     assert 0 < 3 * float(apart) / 2 < SAMPLER_ERROR
 
@@ -58,26 +71,52 @@ class Given(Randomness):
         return np.array(taken, dtype=np.uint64)
 
 
-@pytest.mark.parametrize("sigma", [8.0, 100.0, 1000.0])
-def test_every_one_of_128_bits_decides(sigma: float) -> None:
-    own = table(sigma)
+@pytest.mark.parametrize(("sigma", "multiplier"), [(8.0, 1), (100.0, 3), (1000.0, 1)])
+def test_every_one_of_128_bits_of_what_no_cell_decides_counts(sigma: float, multiplier: int) -> None:
+    own = table(sigma, multiplier)
     rng = np.random.default_rng(5)
     bounds = [own.function[i] for i in rng.integers(0, 2 * own.end, 300)] + own.function[:40] + own.function[-41:-1]
     chosen = [u for b in bounds for u in (b - 2**70, b - 1, b, b + 1, b + 2**70)] + [0, 2**128 - 1, 2**127, 2**127 - 1]
     chosen += [int.from_bytes(rng.bytes(16)) for _ in range(500)]
     used = []
     for u in (c for c in chosen if 0 <= c < 2**128):
-        stream = Given(u >> 112, (u >> 64 & 2**48 - 1) << 16, u & 2**64 - 1)
-        value = int(own.draw(stream, 1)[0])
-        assert value == bisect_right(own.function, u) - own.end
-        used.append(3 - len(stream.left))
-    # All three depths were reached.
-    assert set(used) == {1, 2, 3}
+        stream = Given(u >> 64, u & 2**64 - 1)
+        value = int(own.rest(stream, 1)[0])
+        assert value == (bisect_right(own.function, u) - own.end) * multiplier
+        used.append(2 - len(stream.left))
+    # Both depths were reached.
+    assert set(used) == {1, 2}
+
+
+class Halves(Randomness):
+    """Cells that are given, and words of a stream."""
+
+    def __init__(self, cells: np.ndarray) -> None:
+        self.cells, self.others = cells, Randomness.repeatable("rest")
+        self.asked = 0
+
+    def halves(self, count: int) -> np.ndarray:
+        taken, self.cells = self.cells[:count], self.cells[count:]
+        return taken.astype(np.uint16)
+
+    def words(self, count: int) -> np.ndarray:
+        self.asked += count
+        return self.others.words(count)
+
+
+def test_a_cell_with_a_value_gives_it_and_all_others_ask_for_more() -> None:
+    own = table(8.0)
+    stream = Halves(np.arange(1 << 16))
+    drawn = discrete_gaussian(stream, 8.0, 1 << 16)
+    assert np.array_equal(drawn[: own.decided], own.cells[: own.decided])
+    assert stream.asked == (1 << 16) - own.decided > 0
+    again = own.rest(Randomness.repeatable("rest"), stream.asked)
+    assert np.array_equal(drawn[own.decided :], again)
 
 
 def test_few_draws_need_more_than_sixteen_bits() -> None:
-    shares = {s: float(np.mean(table(s).cells > 1 << 20)) for s in (8.0, 100.0, 319.2)}
-    assert shares[8.0] < shares[100.0] < shares[319.2] < 0.06
+    shares = {s: 1 - table(s).decided / 2**16 for s in (8.0, 100.0, 319.2)}
+    assert 0 < shares[8.0] < shares[100.0] < shares[319.2] < 0.018
 
 
 @given(st.floats(SMALLEST_SHARE, 1e9))
@@ -149,7 +188,7 @@ def test_draws_against_opendp_s_exact_sampler(sigma: float) -> None:
 def test_steps_neighbours_and_pieces_have_nothing_in_common() -> None:
     random = Randomness.repeatable("steps")
     first, second = (discrete_gaussian(random, REAL, DRAWS).astype(float) for _ in range(2))
-    piece = 1 << 15
+    piece = CHUNK
     for a, b in ((first, second), (first[:-1], first[1:]), (first[:-piece], first[piece:])):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / math.sqrt(len(a))
         assert abs(np.corrcoef(a**2, b**2)[0, 1]) < 4.5 / math.sqrt(len(a))
@@ -164,4 +203,7 @@ def test_the_stream_decides_every_length_is_given_and_a_narrow_width_is_refused(
     for narrow in (7.99, 0.0, float("nan")):
         with pytest.raises(ValueError, match="is below 8"):
             discrete_gaussian(Randomness.from_os(), narrow, 1)
-    assert isinstance(table(8.0), Table)
+    for width in (1e8, 1e9):
+        wide = discrete_gaussian(Randomness.repeatable("wide"), width, 200_000)
+        assert abs(wide.std() / width - 1) < 4.5 * math.sqrt(1 / 400_000)
+        assert np.abs(wide).max() > 2**28

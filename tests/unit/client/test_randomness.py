@@ -33,6 +33,15 @@ def test_two_steps_two_halves_and_neighbours_have_nothing_in_common() -> None:
 def test_every_length_is_given() -> None:
     random = Randomness.repeatable("lengths")
     assert [len(random.words(n)) for n in (0, 1, 2, 7)] == [0, 1, 2, 7]
+    assert [len(random.halves(n)) for n in (0, 1, 4, 7, 200_001)] == [0, 1, 4, 7, 200_001]
+
+
+def test_halves_are_the_words_in_four_and_a_word_is_not_used_twice() -> None:
+    one, other = Randomness.repeatable("halves"), Randomness.repeatable("halves")
+    for count in (8, 5, 70_001, 300_001):
+        whole = other.words((count + 3) // 4)
+        assert np.array_equal(one.halves(count), whole.view("<u2")[:count])
+    assert np.array_equal(one.words(3), other.words(3))
 
 
 def test_the_label_alone_decides_a_repeatable_stream() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from opacus.validators import ModuleValidator
 
-from oncofed_client.patient_gradients import gradients, per_patient
+from oncofed_client.patient_gradients import backward, per_patient
 from oncofed_client.private_training import check_private
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
@@ -185,7 +185,7 @@ def test_every_patient_has_a_gradient_of_his_own(task: dict[str, Any], hazards: 
         goals=targets(plan, {"t": labels}, {"t": np.ones(4)}),
     )
     with per_patient(network) as hooked:
-        rows = gradients(hooked, plan, data, patient_losses).clone()
+        rows = backward(hooked, plan, data, patient_losses).each()
     for i in range(6):
         one = data.rows(torch.tensor([i]))
         loss = patient_losses(plan, network(one.values, one.seen), one.goals).sum()

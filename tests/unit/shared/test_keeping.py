@@ -81,6 +81,16 @@ def test_a_program_that_is_killed_is_started_again_and_its_children_are_gone(tmp
     assert not [pid for pid in everybody if runs(pid)]
 
 
+def test_orphans_are_buried(tmp_path):
+    file = tmp_path / "started"
+    with kept(program("one", BODY, str(file))):
+        until(lambda: len(lines(file)) == 1)
+        first, child = lines(file)[0]
+        os.kill(first, signal.SIGKILL)
+        # Not only dead: gone.
+        until(lambda: not psutil.pid_exists(child))
+
+
 def test_what_does_not_end_when_asked_is_ended(tmp_path):
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + BODY
     file = tmp_path / "started"

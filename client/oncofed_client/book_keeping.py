@@ -1,0 +1,281 @@
+"""What a layer's inputs and the gradients at its outputs say about its parameters' gradients, patient by patient.
+
+A linear layer's gradient of one patient is a product of two small matrices. Its length follows from them, and so does the weighted
+sum over patients, which is one product of large matrices (Goodfellow 2015; Bu et al. 2023, "Differentially private optimization on
+large model at small cost"): nobody's gradient need be written down. Where it is no larger than the matrices it is made of, it is.
+From a layer's numbers on, everything is in double precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the field's own name
+
+from oncofed_shared.errors import ConfigError
+from oncofed_shared.integer_noise import see_sums
+
+__all__ = ["KINDS", "Lookups", "Part", "Products", "Room", "Rows", "parts_of"]
+
+BLOCK = 2**20
+"""Numbers that are turned into doubles at once: they stay in the processor's cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Memory that is taken from the system once: new pages take longer than what is written to them."""
+
+    _kept: dict[object, Tensor] = field(default_factory=dict)
+
+    def doubles(self, key: object, values: Tensor) -> Tensor:
+        """The values in double precision; overwritten by the next ones of the same key."""
+        if values.dtype is torch.float64:
+            return values
+        kept = self._kept.get(key)
+        if kept is None or kept.shape != values.shape:
+            kept = self._kept[key] = torch.empty(values.shape, dtype=torch.float64)
+        return kept.copy_(values)
+
+    def taken(self, key: object, size: int) -> Tensor:
+        """(size,) doubles, with what the last user left in them."""
+        kept = self._kept.get(key)
+        if kept is None or len(kept) != size:
+            kept = self._kept[key] = torch.empty(size, dtype=torch.float64)
+        return kept
+
+
+class Part:
+    """What patients' gradients of one parameter are made of."""
+
+    def squares(self, room: Room) -> tuple[Tensor, Tensor]:
+        """Squared length of each patient's gradient, and the same as if nothing in it cancelled, (patients,) float64 both."""
+        raise AssertionError
+
+    def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
+        """Add the patients' gradients, each times its factor, to the parameter's part of a sum; `first` overwrites it."""
+        raise AssertionError
+
+    def clear(self, patients: Tensor) -> None:
+        """Put zero for some patients: zero times infinity is not zero."""
+        raise AssertionError
+
+
+@dataclass(slots=True)
+class Rows(Part):
+    """The gradients themselves, (patients, size)."""
+
+    rows: Tensor
+
+    def squares(self, room: Room) -> tuple[Tensor, Tensor]:
+        """See `Part`."""
+        found = torch.zeros(len(self.rows), dtype=torch.float64)
+        for _, block in self._blocks(room):
+            found += torch.linalg.vecdot(block, block)
+        return found, found
+
+    def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
+        """See `Part`."""
+        for places, block in self._blocks(room):
+            torch.addmv(total[places], block.T, factors, beta=0 if first else 1, out=total[places])
+
+    def clear(self, patients: Tensor) -> None:
+        """See `Part`."""
+        self.rows = torch.where(patients[:, None], 0, self.rows)
+
+    def _blocks(self, room: Room) -> Iterable[tuple[slice, Tensor]]:
+        width = max(1, BLOCK // len(self.rows))
+        for start in range(0, self.rows.shape[1], width):
+            block = self.rows[:, start : start + width]
+            yield slice(start, start + block.shape[1]), room.doubles(("rows", block.shape), block)
+
+
+@dataclass(slots=True)
+class Products(Part):
+    """Sums over t of back[t] x inputs[t]^T: a linear layer's weight; (patients, t, into) and (patients, t, out)."""
+
+    inputs: Tensor
+    back: Tensor
+
+    def __post_init__(self) -> None:
+        n, tokens = self.inputs.shape[:2]
+        see_sums(places=n, tokens=tokens)
+
+    def squares(self, room: Room) -> tuple[Tensor, Tensor]:
+        """See `Part`."""
+        inputs, back = self._doubles(room)
+        # (sum_t b_t a_t^T : the same) = sum_ts (a_t . a_s)(b_t . b_s)
+        apart = inputs.square().sum(dim=(1, 2)) * back.square().sum(dim=(1, 2))
+        if inputs.shape[1] == 1:
+            return apart, apart
+        whole = (torch.bmm(inputs, inputs.mT) * torch.bmm(back, back.mT)).sum(dim=(1, 2))
+        return whole, apart
+
+    def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
+        """See `Part`."""
+        inputs, back = self._doubles(room)
+        weighted = (back * factors[:, None, None]).flatten(0, 1)
+        place = total.view(back.shape[2], inputs.shape[2])
+        torch.addmm(place, weighted.T, inputs.flatten(0, 1), beta=0 if first else 1, out=place)
+
+    def clear(self, patients: Tensor) -> None:
+        """See `Part`."""
+        self.inputs, self.back = (torch.where(patients[:, None, None], 0, v) for v in (self.inputs, self.back))
+
+    def _doubles(self, room: Room) -> tuple[Tensor, Tensor]:
+        return room.doubles(("inputs", self.inputs.shape), self.inputs), room.doubles(
+            ("back", self.back.shape), self.back
+        )
+
+    def smaller(self) -> Part:
+        """The gradients themselves where they are no larger than this; their lengths then cost no more either."""
+        (_, tokens, into), out = self.inputs.shape, self.back.shape[2]
+        if tokens > 1 and into * out <= tokens * (into + out):
+            return Rows(torch.bmm(self.back.mT, self.inputs).flatten(start_dim=1))
+        return self
+
+
+@dataclass(slots=True)
+class Lookups(Part):
+    """An embedding's weight: (patients, t) rows of it that were read, and (patients, t, width)."""
+
+    index: Tensor
+    back: Tensor
+
+    def squares(self, room: Room) -> tuple[Tensor, Tensor]:
+        """See `Part`."""
+        see_sums(places=len(self.index), tokens=self.index.shape[1])
+        back = room.doubles(("back", self.back.shape), self.back)
+        same = self.index[:, :, None] == self.index[:, None, :]
+        sizes = torch.linalg.vector_norm(back, dim=2)
+        return (torch.bmm(back, back.mT) * same).sum(dim=(1, 2)), sizes.sum(dim=1).square()
+
+    def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
+        """See `Part`."""
+        back = room.doubles(("back", self.back.shape), self.back)
+        place = total.view(-1, back.shape[2])
+        if first:
+            place.zero_()
+        place.index_add_(0, self.index.flatten(), (back * factors[:, None, None]).flatten(0, 1))
+
+    def clear(self, patients: Tensor) -> None:
+        """See `Part`."""
+        self.back = torch.where(patients[:, None, None], 0, self.back)
+
+
+Made = Iterable[tuple[nn.Parameter, Part]]
+
+
+def _per_place(values: Tensor) -> Tensor:
+    """(n, .., width) to (n, places, width)."""
+    return values.reshape(len(values), -1, values.shape[-1])
+
+
+def _linear(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    assert isinstance(layer, nn.Linear)  # noqa: S101 - what KINDS says
+    one, other = _per_place(inputs), _per_place(back)
+    yield layer.weight, Products(one, other)
+    if layer.bias is not None:
+        yield layer.bias, Rows(other.sum(dim=1))
+
+
+def _affine(layer: nn.Module, back: Tensor, normed: Tensor, kept: Sequence[int]) -> Made:
+    """Weight and bias of a norm; `kept` are the dimensions over which it has numbers of its own."""
+    over = [d for d in range(1, back.dim()) if d not in kept]
+    for name, values in (("weight", back * normed), ("bias", back)):
+        parameter = getattr(layer, name)
+        if parameter is not None:
+            yield parameter, Rows((values.sum(dim=over) if over else values).flatten(start_dim=1))
+
+
+def _layer_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    assert isinstance(layer, nn.LayerNorm)  # noqa: S101
+    shape = layer.normalized_shape
+    kept = range(inputs.dim() - len(shape), inputs.dim())
+    return _affine(layer, back, F.layer_norm(inputs, shape, eps=layer.eps), kept)
+
+
+def _group_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    assert isinstance(layer, nn.GroupNorm)  # noqa: S101
+    return _affine(layer, back, F.group_norm(inputs, layer.num_groups, eps=layer.eps), (1,))
+
+
+def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    """All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's."""
+    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101
+    zeros = [0] * len(layer.kernel_size)
+    step = layer.stride, layer.padding, layer.dilation, False, zeros, layer.groups, (False, True, False)
+
+    def alone(own: Tensor, read: Tensor) -> Tensor:
+        made: Tensor = torch.ops.aten.convolution_backward(own[None], read[None], layer.weight, None, *step)[1]
+        return made
+
+    yield layer.weight, Rows(torch.func.vmap(alone)(back, inputs).flatten(start_dim=1))
+    if layer.bias is not None:
+        yield layer.bias, Rows(back.flatten(start_dim=2).sum(dim=2))
+
+
+def _embedding(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    assert isinstance(layer, nn.Embedding)  # noqa: S101
+    index, made = inputs.reshape(len(inputs), -1), _per_place(back)
+    if layer.padding_idx is not None:
+        made = made * (index != layer.padding_idx)[:, :, None]
+    yield layer.weight, Lookups(index, made)
+
+
+KINDS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], Made]] = {
+    nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.Embedding: _embedding,
+}
+"""Layers whose parameters' gradients are known per patient, from the input and from the gradient at the output."""
+
+
+def _joined(parts: list[Part]) -> Part:
+    """All uses of one parameter, by whatever layers, as one."""
+    first, *others = parts
+    if isinstance(first, Products):
+        inputs, back = [first.inputs], [first.back]
+        for other in others:
+            if not isinstance(other, Products):
+                raise _mixed()
+            inputs.append(other.inputs)
+            back.append(other.back)
+        whole = Products(torch.cat(inputs, dim=1), torch.cat(back, dim=1)) if others else first
+        return whole.smaller()
+    if isinstance(first, Lookups):
+        index, made = [first.index], [first.back]
+        for other in others:
+            if not isinstance(other, Lookups):
+                raise _mixed()
+            index.append(other.index)
+            made.append(other.back)
+        return Lookups(torch.cat(index, dim=1), torch.cat(made, dim=1)) if others else first
+    rows = [p.rows for p in parts if isinstance(p, Rows)]
+    if len(rows) < len(parts):
+        raise _mixed()
+    return Rows(torch.stack(rows).sum(dim=0)) if others else first
+
+
+def _mixed() -> ConfigError:
+    return ConfigError("model: layers of different kinds share a parameter, so it has no gradient per patient")
+
+
+def parts_of(uses: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> dict[nn.Parameter, Part]:
+    """Each parameter's gradients of a batch, from every use of every layer: the layer, its input, the gradient at its output.
+
+    Raises:
+        ConfigError: layers of different kinds share a parameter, or a product has so many terms that the margin for sums in
+            double precision does not hold.
+    """
+    found: dict[nn.Parameter, list[Part]] = {}
+    for layer, inputs, back in uses:
+        for parameter, part in KINDS[type(layer)](layer, inputs, back):
+            found.setdefault(parameter, []).append(part)
+    return {parameter: _joined(parts) for parameter, parts in found.items()}
