@@ -66,8 +66,10 @@ def test_a_site_that_was_sent_another_last_bit_trains_with_nobody(new_world, mon
     monkeypatch.setattr(world.sites["alpha"], "handle", spoilt)
     aggregator = world.run()
     assert aggregator.state.phase is Phase.FAILED
-    # A centre that it does not find itself it refuses; the last digits of the rest may be another processor's.
-    assert isinstance(answers[0], Refusal if name == "center" else Ready)
+    # A centre that it does not find itself it refuses; last digits of eigenvectors may be another processor's. A last digit of a
+    # released number may or may not be seen in what follows from it.
+    expected = {"center": Refusal, "statistics": Refusal | Ready}.get(name, Ready)
+    assert isinstance(answers[0], expected)
     assert aggregator.state.round <= 1
 
 
