@@ -24,6 +24,7 @@ from oncofed_shared.messages import Arrays, Head, Open, Train, Trial, Update, fr
 from oncofed_shared.network import build
 from oncofed_shared.penalties import strengths
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, parse
+from oncofed_shared.plan_reduction import Charged
 from oncofed_shared.privacy import Mechanism
 from oncofed_shared.ring import COUNT_SCALE, decode
 from oncofed_simulations.consortium import federated_roster, open_site
@@ -98,12 +99,18 @@ def attacked_plan(plan: Plan) -> Plan:
     are set to plain descent, one step a round. Scores are not released: they are of other patients.
 
     Raises:
-        ConfigError: the plan has no privacy, or not all layers are shared.
+        ConfigError: the plan has no privacy, not all layers are shared, or it reduces or harmonises inside its budget.
     """
     if isinstance(plan.privacy, NoPrivacy):
         raise ConfigError("privacy.noise: is 'none'; there is no claim to audit")
     if plan.strategy.local:
         raise ConfigError("strategy.local: the audit reads sums of all layers; take a study without local layers")
+    before = [n for n, m in plan.modalities.items() if isinstance(m.reduction, Charged) or m.harmonise is not None]
+    if before:
+        raise ConfigError(
+            f"modalities.{before[0]}: is reduced or harmonised by what a charged release says, and canaries are of steps over its "
+            "columns as they are; leave reduction and harmonise out"
+        )
     content: dict[str, Any] = plan.model_dump(mode="json")
     training, rounds = content["training"], plan.training.rounds * plan.training.local_steps
     plain = {"optimiser": "sgd", "momentum": 0.0, "rounds": rounds, "local_steps": 1, "validate_every": rounds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import network_columns, no_sums, prepare, unite
 from oncofed_shared.losses import patient_losses
 from oncofed_shared.network import build
-from oncofed_shared.plan import parse
+from oncofed_shared.plan import load, parse
 from oncofed_simulations import audit_reconstruction as reconstruction
 from oncofed_simulations.__main__ import app
 from oncofed_simulations.audit import AuditOptions, audit, audit_lines
@@ -29,6 +30,8 @@ from oncofed_simulations.audit_path import attacked_plan
 from oncofed_simulations.consortium import folder_settings
 
 from .conftest import study
+
+STUDIES = Path(__file__).resolve().parents[2] / "simulations" / "studies"
 
 
 def patients_of(plan, folder):
@@ -166,6 +169,10 @@ def test_what_cannot_be_audited_is_refused(folder, tmp_path):
         attacked_plan(parse(content | {"privacy": {"noise": "none"}}))
     with pytest.raises(ConfigError, match="local layers"):
         attacked_plan(parse(content | {"strategy": {"name": "fedavg", "local": ["linear.*"]}}))
+    with pytest.raises(ConfigError, match=r"modalities\.radiomics: is reduced or harmonised"):
+        attacked_plan(load(STUDIES / "scanners_private.toml"))
+    with pytest.raises(ConfigError, match=r"modalities\.expression: is reduced or harmonised"):
+        attacked_plan(load(STUDIES / "reduction_private.toml"))
     with pytest.raises(ConfigError, match="--attacks"):
         audit(study("site"), AuditOptions(sites=folder, out=tmp_path / "o", attacks=("canaries", "magic")))
     (tmp_path / "taken").mkdir()
