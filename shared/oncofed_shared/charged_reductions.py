@@ -60,7 +60,8 @@ def stand_in(plan: Plan, columns: Columns) -> Preparation:
         columns: before any reduction.
     """
     whole = prepare(plan, columns, no_sums(plan, columns))
-    kept, arrays = {}, {}
+    kept: dict[str, NDArray[np.int64]] = {}
+    arrays: dict[str, Values] = {}
     for name, own in columns.items():
         settings = plan.modalities[name].reduction
         if isinstance(settings, Lasso):
