@@ -90,15 +90,19 @@ def test_fifty_sites_enrol_and_finish_a_study(tmp_path: Path, capsys: pytest.Cap
         study = study_of(consortium, names)
         enrolled = time.monotonic() - started
         with tempfile.TemporaryDirectory(prefix="o-") as short:
+            # A port is free again once it has been asked for: one by one they may come twice.
+            ports: set[int] = set()
+            while len(ports) < SITES:
+                ports.add(free_port())
             rows: list[dict[str, object]] = [
                 {
                     "data": str(consortium.data(name)),
                     "state": str(site_place(consortium.data(name)).state),
                     "socket": f"{short}/{name}/d.sock",
                     "home": str(tmp_path / "gates" / name),
-                    "port": free_port(),
+                    "port": port,
                 }
-                for name in names
+                for name, port in zip(names, sorted(ports), strict=True)
             ]
             consortium.hub = Service(name="hub", words=consortium.words("server", "start", "--dir", consortium.place))
             consortium.hub.start()
