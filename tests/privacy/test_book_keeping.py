@@ -10,7 +10,7 @@ import torch
 from opacus.grad_sample.grad_sample_module import GradSampleModule
 from torch import nn
 
-from oncofed_client.book_keeping import KINDS, Lookups, Products, Room, Rows, parts_of
+from oncofed_client.book_keeping import KINDS, Book, Lookups, Products, Room, Rows
 from oncofed_client.patient_gradients import per_patient
 from oncofed_shared.errors import ConfigError
 
@@ -62,6 +62,14 @@ MODULES = {
     "a layer used twice": (Twice(), (4, 6)),
 }
 each_module = pytest.mark.parametrize(("module", "shape"), MODULES.values(), ids=MODULES)
+
+
+def parts_of(uses):
+    """Everything in a book."""
+    book = Book()
+    for use in uses:
+        book.enter(*use)
+    return book.parts()
 
 
 def noted(module: nn.Module, values: torch.Tensor, factors: torch.Tensor):
