@@ -168,7 +168,6 @@ class Pass:
             elif parameter in sums:
                 total[start:stop] += sums[parameter]
 
-
     def each(self) -> Tensor:
         """Everybody's gradient, (places, parameters) float64, as sums in which all others count nothing: for those who check."""
         made = torch.empty(len(self.lengths), self._hooked.size, dtype=torch.float64)

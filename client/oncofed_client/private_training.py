@@ -81,8 +81,7 @@ def private_update(
             rows = sample(random, mechanism.sampling_rate, len(data))
             total = integer_sum(hooked, plan, data, rows, integers, loss=loss)
             total += discrete_gaussian(random, integers.share_sigma, layout.size)
-            # Multiplied in double precision, whatever the network's is.
-            np.multiply(total, scale, out=gradient.numpy(), casting="same_kind")
+            gradient.copy_(torch.from_numpy(total)).mul_(scale)
             if penalised:
                 gradient += decay * weights + l1 * weights.sign()
             for term in terms:

@@ -53,7 +53,7 @@ for sums."""
 CANCELLED = 2.0**-24
 """Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have taken
 off it where numbers cancelled."""
-MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**20
+MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**19
 """Patients of a batch squared, times the numbers of which one patient's gradient is a sum; patients of a batch; of a sample. Up to
 these, sums in double precision err by less than half of FLOATS."""
 LARGEST_BOUND = 2**26

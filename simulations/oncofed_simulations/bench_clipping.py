@@ -199,12 +199,16 @@ def clipping(folder: Path) -> list[Measure]:
         least, drawing, size = _timed(name)
         plain, ours = least["plain"], least["ours"]
         memory = {way: _memory(name, way) for way in ("plain", "ours")}
-        note = f"{size:,} parameters, batch {BATCH}, smallest of {REPEATS}; drawing noise is {1000 * drawing:.3g} ms of it"
+        note = (
+            f"{size:,} parameters, batch {BATCH}, smallest of {REPEATS}; drawing noise is {1000 * drawing:.3g} ms of it"
+        )
         rows += [
             Measure(name=f"{name}: plain step", value=1000 * plain, unit="ms"),
             Measure(name=f"{name}: private step", value=1000 * ours, unit="ms", note=note),
             Measure(name=f"{name}: private / plain", value=ours / plain, unit="x", goal=kind.goal),
-            Measure(name=f"{name}: private / plain, noise drawn", value=(ours - drawing) / plain, unit="x", note="before"),
+            Measure(
+                name=f"{name}: private / plain, noise drawn", value=(ours - drawing) / plain, unit="x", note="before"
+            ),
             *(Measure(name=f"{name}: {way} / plain", value=least[way] / plain, unit="x") for way in WAYS[2:]),
             Measure(name=f"{name}: ghost / private", value=least["Opacus ghost"] / ours, unit="x"),
             Measure(

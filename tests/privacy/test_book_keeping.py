@@ -75,7 +75,11 @@ def parts_of(uses):
 def noted(module: nn.Module, values: torch.Tensor, factors: torch.Tensor):
     """Uses of layers: the layer, its input, the gradient at its output."""
     uses = []
-    handles = [m.register_forward_hook(lambda m, i, o: uses.append((m, i[0].detach(), o))) for m in module.modules() if type(m) in KINDS]
+    handles = [
+        m.register_forward_hook(lambda m, i, o: uses.append((m, i[0].detach(), o)))
+        for m in module.modules()
+        if type(m) in KINDS
+    ]
     loss = (module(values).flatten(start_dim=1).square().sum(dim=1) * factors).sum()
     grown = torch.autograd.grad(loss, [made for _, _, made in uses])
     for handle in handles:
@@ -157,6 +161,15 @@ def test_what_cancels_is_not_taken_for_shorter_than_it_is() -> None:
     true = torch.linalg.matrix_norm(torch.bmm(back.double().mT, inputs.double())).square()
     assert (whole + 2.0**-24 * apart >= true).all()
     assert (apart > 1e6 * true).all()
+
+
+def test_numbers_too_small_for_single_precision_do_not_shorten_anybody() -> None:
+    # Squares of these are zero in single precision, and the gradient is of length one all the same.
+    inputs, back = torch.full((2, 2, 20), 1e15), torch.full((2, 2, 20), 1e-23)
+    whole, _ = Products(inputs, back).squares(Room())
+    true = torch.linalg.matrix_norm(torch.bmm(back.double().mT, inputs.double())).square()
+    assert not torch.bmm(back, back.mT).any()
+    assert (whole >= true).all()
 
 
 def test_layers_of_different_kinds_that_share_a_parameter_are_refused() -> None:
