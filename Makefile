@@ -42,7 +42,7 @@ test: install proxy
 
 # pytest ends with 5 where no test carries the marker.
 test-slow: install proxy
-	$(BIN)/pytest -n 2 -m slow || test $$? -eq 5
+	$(BIN)/pytest -n 2 --dist loadgroup -m slow || test $$? -eq 5
 
 check: install
 	$(BIN)/ruff format --check .

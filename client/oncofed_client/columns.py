@@ -114,6 +114,7 @@ def _matching(
     """Columns of the site that a modality's patterns choose, by name."""
     wanted = [compile_pattern(p) for p in modality.patterns or ()]
     excluded = [compile_pattern(p) for p in modality.exclude]
+    listed = modality.vocabulary and frozenset(modality.vocabulary)
     ids = {p for table in tables.values() for p in table.ids}
     places: dict[str, list[Place]] = {}
     for name, table in tables.items():
@@ -132,7 +133,8 @@ def _matching(
             )
             continue
         for i, c in matched:
-            places.setdefault(c, []).append(Place(table=table, index=i))
+            if listed is None or c in listed:
+                places.setdefault(c, []).append(Place(table=table, index=i))
     for column, where in places.items():
         if len(where) > 1:
             _ambiguous(column, [p.table for p in where], problems)

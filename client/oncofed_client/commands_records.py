@@ -60,7 +60,8 @@ def outbox(
         return
     table = Table(pad_edge=False, box=None)
     for i, column in enumerate(("receipt", "when", "study", "step", "kind", "bytes", "SHA-256", "charged steps")):
-        table.add_column(column, justify="right" if i in {0, 3, 5, 7} else "left", overflow="fold")
+        numbers = i in {0, 3, 5, 7}
+        table.add_column(column, justify="right" if numbers else "left", overflow="fold", no_wrap=column == "kind")
     for r in found:
         kind = f"{r.kind}: {r.code}" if r.code else r.kind
         known = names.get(r.study_id, r.study_id[:12])

@@ -222,7 +222,8 @@ class Contributor:
         """A share of a sum, charged, noised, masked and stored.
 
         Args:
-            columns, statistics: of the session's preparation; before there is one, the columns that are asked for, and none.
+            columns, statistics: of the session's preparation, `bound` of it; before there is one, the columns that are asked
+                for, and none.
             size: length of the share, as the site works it out.
             largest: magnitude beyond which no coordinate of it may be, noise counted.
             share: computes it.
@@ -330,6 +331,37 @@ class Contributor:
             now=self.clock(),
         )
         return np.frombuffer(content, dtype="<u8").astype(np.uint64)
+
+    def own_release(
+        self, plan: Plan, head: Head, *, what: str, charge: Charge, compute: Callable[[Randomness], NDArray[np.int64]]
+    ) -> NDArray[np.int64]:
+        """Noised integers of a run that this site keeps to itself: drawn once, whatever session asks, and charged before.
+
+        Args:
+            what: is released; another name, another release.
+            compute: sums and adds noise; called once for one reservation.
+
+        Guarantees:
+            - Charged before it is computed, and stored before it is used; asked again, the same numbers.
+
+        Raises:
+            PolicyRefusal, RemoteProtocolError: it is not among what was reserved.
+        """
+        account = account_of(plan, head.trial)
+        reply_id = f"{what} of {account}"
+        with self._keys.alone():
+            content = charged_reply(
+                self.ledger,
+                self.outbox,
+                plan_hash=account,
+                session=reply_id,
+                reply_id=reply_id,
+                request_hash=hashlib.sha256(reply_id.encode()).hexdigest(),
+                charge=charge,
+                compute=lambda: compute(self._random(f"{head.trial}|{what}")).astype("<i8").tobytes(),
+                now=self.clock(),
+            )
+        return np.frombuffer(content, dtype="<i8").astype(np.int64)
 
     def _random(self, label: str) -> Randomness:
         if self.noise_seed is None:

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_client.cohort import Cohort
+from oncofed_shared.features import encoded_columns
 from oncofed_shared.messages import Description, Head
 from oncofed_shared.plan import ClassificationTask, NoPrivacy, Plan
 
@@ -23,9 +24,11 @@ def describe(plan: Plan, head: Head, site: str, cohort: Cohort, split: NDArray[n
 
     Guarantees:
         - Under a private plan it holds no number of patients: theirs are the plan's, and the true ones stay here.
+        - Under a private plan a modality whose columns the plan names has those names, whatever this site has of them.
     """
     columns = dict(cohort.columns)
     if not isinstance(plan.privacy, NoPrivacy):
+        columns = {name: encoded_columns(plan.modalities[name]) or own for name, own in columns.items()}
         return Description(head=head, site=site, columns=columns, parts={}, modalities={}, events={})
     events: dict[str, int] = {}
     for name, task in plan.tasks.items():

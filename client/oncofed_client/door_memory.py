@@ -6,17 +6,12 @@ bytes, as long as its reply is the study's last.
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-from oncofed_client.ledger_chain import BUSY_SECONDS, sqlite_errors, sync_folder
-from oncofed_shared.errors import RemoteProtocolError, StorageError
+from oncofed_client.sqlite_files import BUSY_SECONDS, SqliteFile, sqlite_errors
+from oncofed_shared.errors import RemoteProtocolError
 
 __all__ = ["DOOR_FILE", "DoorMemory", "Model", "Stored", "waiting_replies"]
 
@@ -47,7 +42,7 @@ class Stored:
     receipt: bool
 
 
-class DoorMemory:
+class DoorMemory(SqliteFile):
     """The file of a door, open; made when there is none.
 
     Guarantees:
@@ -61,38 +56,7 @@ class DoorMemory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            sync_folder(path.parent)
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}); free some space or check rights"
-            ) from None
-        with sqlite_errors(path):
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute("PRAGMA synchronous = FULL")
-                self._connection.executescript(_SCHEMA)
-            except sqlite3.Error:
-                self._connection.close()
-                raise
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(path, _SCHEMA)
 
     def stored(self, study: str, number: int, digest: bytes) -> Stored | None:
         """The reply to a request that was answered before; None for one that was not.
@@ -109,7 +73,7 @@ class DoorMemory:
         Raises:
             RemoteProtocolError: code `replayed`, as `stored`.
         """
-        with self._lock, self._transaction():
+        with self._transaction():
             _stored(self._connection, study, number, digest)
             self._connection.execute(
                 "INSERT INTO requests VALUES (?, ?, ?, NULL, 0) ON CONFLICT (study) DO UPDATE SET number = excluded.number, "
@@ -124,7 +88,7 @@ class DoorMemory:
             RemoteProtocolError: code `replayed`: a newer request was taken in the meantime.
             StorageError: it cannot be stored and must not be handed over.
         """
-        with self._lock, self._transaction():
+        with self._transaction():
             changed = self._connection.execute(
                 "UPDATE requests SET reply = ? WHERE study = ? AND digest = ? AND reply IS NULL", (reply, study, digest)
             ).rowcount
@@ -138,7 +102,7 @@ class DoorMemory:
 
     def receipted(self, study: str, digest: bytes) -> None:
         """The stored reply's receipt is written."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._connection.execute("UPDATE requests SET receipt = 1 WHERE study = ? AND digest = ?", (study, digest))
 
     def model_at(self, study: str, moment: str) -> bytes | None:
@@ -155,18 +119,6 @@ class DoorMemory:
         with self._lock, sqlite_errors(self.path):
             found: tuple[str, bytes] | None = self._connection.execute(query, values).fetchone()
         return ("", None) if found is None else found
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with sqlite_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
 
 
 def _stored(connection: sqlite3.Connection, study: str, number: int, digest: bytes) -> Stored | None:

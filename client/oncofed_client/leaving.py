@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from oncofed_shared.features import encoded_columns
 from oncofed_shared.noised_tables import coarse_size, histogram_size, placed_grid
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.plan_harmonise import uncharged_harmonisations
@@ -61,6 +62,8 @@ def leaving(plan: Plan, parameters: int) -> tuple[Leaving, ...]:
     privacy, rounds = plan.privacy, plan.training.rounds
     plain = isinstance(privacy, NoPrivacy)
     described = "names of columns" + (", and numbers of patients: per part, modality, class and event" if plain else "")
+    if not plain and all(encoded_columns(m) is not None for m in plan.modalities.values()):
+        described = "names of columns, as the plan has them"
     found = [
         Leaving(what=described, times=1, bytes=None, guarded="none" if plain else _NOBODY),
         Leaving(

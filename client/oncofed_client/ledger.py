@@ -10,6 +10,7 @@ Every method that writes takes the time from its caller; there is no clock in he
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -218,7 +219,9 @@ class Ledger(LedgerFile):
                 return _again(known, plan_hash, request_hash, charge, plan)
             if plan is None or plan.state != "open":
                 raise PolicyRefusal("the plan is not approved at this site, or is over", code="unapproved-plan")
-            lines = [i for i, c in enumerate(plan.charges) if c.covers(charge)]
+            covering = [i for i, c in enumerate(plan.charges) if c.covers(charge)]
+            # Its own line first: a dearer one, which would do as well, may be the only one that another release has.
+            lines = sorted(covering, key=lambda i: replace(plan.charges[i], steps=charge.steps) != charge)
             if not lines:
                 raise LocalProtocolError(
                     "a step that costs so much is not among the plan's charges", code="other-charges"

@@ -24,10 +24,10 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from oncofed_client.sqlite_files import BUSY_SECONDS, sqlite_errors, sync_folder, transaction
 from oncofed_shared.errors import DataError, StorageError
 
 __all__ = [
-    "BUSY_SECONDS",
     "FIRST_LINK",
     "KINDS",
     "LEDGER",
@@ -39,13 +39,10 @@ __all__ = [
     "make_chain",
     "parse_row",
     "sign_row",
-    "sqlite_errors",
-    "sync_folder",
 ]
 
 FIRST_LINK = bytes(32)
 KINDS = ("open", "approve", "reserve", "commit", "void", "close", "epoch")
-BUSY_SECONDS = 30.0
 # No column but the number is unique: INSERT OR REPLACE would remove the other row without asking a trigger.
 _SCHEMA = """
 CREATE TABLE entries (
@@ -185,35 +182,6 @@ def check_row(row: Row, *, number: int, previous: bytes, key: Ed25519PublicKey, 
     return problems
 
 
-@contextmanager
-def sqlite_errors(path: Path) -> Iterator[None]:
-    """Say what SQLite complains about in plain words.
-
-    Raises:
-        StorageError: full disk, no rights, locked for too long.
-        DataError: not such a file, or damaged.
-    """
-    try:
-        yield
-    except sqlite3.ProgrammingError:
-        raise
-    except UnicodeDecodeError:
-        # What SQLite complains about holds the bytes that it found damaged.
-        raise DataError(f"{path}: is not a ledger, or it is damaged", code="ledger-damaged") from None
-    except sqlite3.IntegrityError as error:
-        raise StorageError(f"{path}: refused an entry ({error}); nothing was written") from None
-    except sqlite3.Error as error:
-        # SQLITE_ERROR is about the file's tables; disks, locks and rights have codes of their own.
-        if (
-            isinstance(error, sqlite3.OperationalError)
-            and getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
-        ):
-            raise StorageError(
-                f"{path}: cannot be read or written ({error}); nothing was half-written: free some space, check rights, go on"
-            ) from None
-        raise DataError(f"{path}: is not a ledger, or it is damaged ({error})", code="ledger-damaged") from None
-
-
 def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     wal = path.with_name(f"{path.name}-wal")
     mode = "ro" if read_only else "rw"
@@ -256,15 +224,6 @@ def make_chain(path: Path, *first: Row) -> None:
                 leftover.unlink()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make a new name in a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Chain:
     """The file of a ledger, open.
 
@@ -293,15 +252,8 @@ class Chain:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Exclusive reading and writing, all or nothing."""
-        with sqlite_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise
+        with transaction(self._connection, self.path):
+            yield
 
     def rows(self, after: int = 0) -> list[Row]:
         """Rows behind a number, in the order in which they stand."""

@@ -6,16 +6,10 @@ aggregator gets.
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Self
 
-from oncofed_client.ledger_chain import BUSY_SECONDS, sqlite_errors, sync_folder
-from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError, StorageError
+from oncofed_client.sqlite_files import SqliteFile, sqlite_errors
+from oncofed_shared.errors import LocalProtocolError, RemoteProtocolError
 from oncofed_shared.messages import Contribute, Train
 
 __all__ = ["OUTBOX_FILE", "Outbox", "reply_id_of"]
@@ -36,7 +30,7 @@ def reply_id_of(request: Contribute | Train) -> str:
     return f"{session}|{request.formation.name}|{request.number}"
 
 
-class Outbox:
+class Outbox(SqliteFile):
     """A site's stored replies.
 
     Args:
@@ -55,38 +49,8 @@ class Outbox:
     """
 
     def __init__(self, path: Path, *, epoch: int, synced: bool = True) -> None:
-        self.path, self.epoch = path, epoch
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            sync_folder(path.parent)
-        except OSError as error:
-            raise StorageError(
-                f"{path}: cannot be written ({error.strerror}); free some space or check rights"
-            ) from None
-        with sqlite_errors(path):
-            self._connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            try:
-                self._connection.execute("PRAGMA journal_mode = WAL")
-                self._connection.execute(f"PRAGMA synchronous = {'FULL' if synced else 'OFF'}")
-                self._connection.execute(_SCHEMA)
-            except sqlite3.Error:
-                self._connection.close()
-                raise
-
-    def close(self) -> None:
-        """Close the file."""
-        with self._lock:
-            self._connection.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        super().__init__(path, _SCHEMA, synced=synced)
+        self.epoch = epoch
 
     def keep(self, reply_id: str, request_hash: str, content: bytes, *, session: str = "") -> None:
         """Store a reply, synced, before it is handed over. The same one again is nothing new.
@@ -99,7 +63,7 @@ class Outbox:
             LocalProtocolError: it has another content, or is of an earlier epoch: nothing may be answered under this id.
             StorageError: it cannot be written; it must not be handed over.
         """
-        with self._lock, self._transaction():
+        with self._transaction():
             row = self._row(reply_id)
             if row is None:
                 self._connection.execute(
@@ -129,7 +93,7 @@ class Outbox:
 
     def forget(self, session: str) -> None:
         """Delete the replies of a session that is over; the ledger keeps their ids, so that none is computed anew."""
-        with self._lock, self._transaction():
+        with self._transaction():
             self._connection.execute("DELETE FROM replies WHERE session = ?", (session,))
 
     def waiting(self) -> tuple[tuple[str, str, int], ...]:
@@ -141,15 +105,3 @@ class Outbox:
         query = "SELECT request, epoch, content FROM replies WHERE reply = ?"
         found: tuple[str, int, bytes] | None = self._connection.execute(query, (reply_id,)).fetchone()
         return found
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with sqlite_errors(self.path):
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._connection.execute("COMMIT")
-            except BaseException:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                raise

@@ -12,15 +12,16 @@ from oncofed_client.randomness import Randomness
 from oncofed_client.scratch import Bench, Scratch
 from oncofed_client.session import training_set
 from oncofed_client.training import TrainingSet, local_update
+from oncofed_shared.charged_reductions import stand_in
 from oncofed_shared.determinism import one_thread
-from oncofed_shared.features import column_sums, encoded_columns, no_sums, prepare
+from oncofed_shared.features import column_sums, encoded_columns, network_columns, prepare
 from oncofed_shared.messages import Arrays
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 
 __all__ = ["EXCHANGE_SECONDS", "Pace", "measure"]
 
-EXCHANGE_SECONDS = 6.0
-"""Of one message to a site and back, measured over Flower 1.41 with three sites: its processes ask every few seconds."""
+EXCHANGE_SECONDS = 3.0
+"""Of one message to a site and back with next to nothing to compute: docs/cost.md, `oncofed_simulations.bench exchange`."""
 NOISE_FACTOR = 2.0
 """A step with a gradient per patient takes about twice as long as a plain one."""
 
@@ -59,11 +60,12 @@ def measure(plan: Plan, cohort: Cohort, *, clock: Callable[[], float] = time.per
     """
     columns = {m: encoded_columns(plan.modalities[m]) or cohort.columns[m] for m in sorted(plan.modalities)}
     private = not isinstance(plan.privacy, NoPrivacy)
-    sums = (
-        no_sums(plan, columns) if private else column_sums(plan, columns, cohort.values, cohort.columns, cohort.labels)
-    )
-    bench = Scratch().bench(plan, columns, seed=0)
-    data = training_set(plan, prepare(plan, columns, sums), cohort, slice(None))
+    if private:
+        preparation = stand_in(plan, columns)
+    else:
+        preparation = prepare(plan, columns, column_sums(plan, columns, cohort.values, cohort.columns, cohort.labels))
+    bench = Scratch().bench(plan, network_columns(plan, preparation), seed=0)
+    data = training_set(plan, preparation, cohort, slice(None))
     parameters = {n: p.detach().numpy().copy() for n, p in bench.network.named.items()}
     factor = NOISE_FACTOR if private else 1.0
     with one_thread():

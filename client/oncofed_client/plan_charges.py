@@ -7,6 +7,7 @@ from typing import Literal
 
 from oncofed_client.budget import BudgetPolicy, Charge
 from oncofed_client.settings import Policy
+from oncofed_shared.charged_location import charges_location, location_mechanism
 from oncofed_shared.charged_statistics import charges_statistics, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism
 from oncofed_shared.messages import Columns
@@ -107,10 +108,12 @@ def plan_charges(plan: Plan, site: str, *, parameters: int = 1, columns: Columns
     in_roster(plan.privacy, site)
     pooled = ConsortiumMechanism.for_plan(plan, parameters=parameters)
     charges: tuple[Charge, ...] = (training_charge(pooled, steps=pooled.steps),)
+    nobody: Columns = {}
+    known = nobody | dict.fromkeys(plan.modalities, ()) if columns is None else columns
     if charges_statistics(plan):
-        nobody: Columns = {}
-        known = nobody | dict.fromkeys(plan.modalities, ()) if columns is None else columns
         charges += (tables_charge(statistics_mechanism(plan, known), "train"),)
+    if charges_location(plan):
+        charges += (tables_charge(location_mechanism(plan, known), "train"),)
     if plan.privacy.score_epsilon is None:
         return charges
     parts: tuple[Scored, ...] = ("validation", "test") if plan.evaluation.split.validation else ("test",)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from oncofed_client.randomness import Randomness
 from oncofed_client.rounds import LocalUpdate
 from oncofed_shared.errors import PolicyRefusal, RemoteProtocolError
-from oncofed_shared.features import Preparation, no_sums, prepare
+from oncofed_shared.features import REDUCTION, Preparation, no_sums, prepare
 from oncofed_shared.layout import fingerprint
 from oncofed_shared.messages import Evaluate, Reduce, Request, Summarise, Train
 from oncofed_shared.network import FusionNetwork
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["PrivateTrainer", "check_preparation", "guard"]
 
 Ring = NDArray[np.uint64]
+DIGITS = 1e-6
+"""Part of a map's largest number by which what was sent may differ from what this site finds."""
 Trained = Callable[[LocalUpdate], Ring]
 """Trains a round with the given local update."""
 
@@ -75,15 +77,24 @@ def check_preparation(plan: Plan, preparation: Preparation) -> None:
         return
     columns, released = preparation.columns, preparation.statistics
     if isinstance(plan.privacy, ConsortiumPrivacy) and plan.privacy.statistics_epsilon is not None:
-        from oncofed_shared.charged_statistics import noised_sums  # noqa: PLC0415 - see the header
+        from oncofed_shared.charged_reductions import all_columns  # noqa: PLC0415 - see the header
+        from oncofed_shared.charged_statistics import agreed_preparation  # noqa: PLC0415
 
-        sums = noised_sums(plan, columns, released)
+        made = agreed_preparation(plan, all_columns(plan, columns), released)
     else:
-        sums = no_sums(plan, columns)
-    wanted = replace(prepare(plan, columns, sums), statistics=released).arrays()
-    sent = preparation.arrays()
-    if len(wanted) != len(sent) or any(not np.array_equal(sent[name], array) for name, array in wanted.items()):
+        made = replace(prepare(plan, columns, no_sums(plan, columns)), statistics=released)
+    wanted, sent = made.arrays(), preparation.arrays()
+    same = made.columns == columns and wanted.keys() == sent.keys()
+    if not same or not all(_as_found(name, wanted[name], sent[name]) for name in wanted):
         raise RemoteProtocolError("the preparation does not follow from the plan's constants", code="preparation")
+
+
+def _as_found(name: str, own: NDArray[np.float64], sent: NDArray[np.float64]) -> bool:
+    """Whether a number is this site's own. Eigenvectors differ in their last digits from one processor to another."""
+    if not name.startswith(REDUCTION):
+        return np.array_equal(own, sent)
+    apart = DIGITS * max(float(np.abs(own).max(initial=0.0)), np.finfo(np.float64).tiny)
+    return own.shape == sent.shape and bool((np.abs(own - sent) <= apart).all())
 
 
 def _only_shares(request: Request) -> None:

@@ -13,9 +13,11 @@ from oncofed_client.plan_charges import plan_charges
 from oncofed_client.scratch import Scratch
 from oncofed_client.settings import SiteSettings
 from oncofed_client.whereabouts import SitePlace
+from oncofed_shared.charged_reductions import read_columns
 from oncofed_shared.features import encoded_columns
 from oncofed_shared.messages import Columns, Head
 from oncofed_shared.plan import NoPrivacy, Plan, SitePrivacy
+from oncofed_shared.plan_reduction import Statistical
 from oncofed_shared.signed_study import SignedStudy
 
 __all__ = ["free_run", "known_parameters", "reserve_run"]
@@ -28,10 +30,10 @@ def known_parameters(plan: Plan, *, seed: int) -> int | None:
         seed: of the trial.
     """
     known = _columns(plan)
-    reduced = any(modality.reduction is not None for modality in plan.modalities.values())
-    if reduced or known is None:
+    reduced = any(isinstance(modality.reduction, Statistical) for modality in plan.modalities.values())
+    if known is None or (reduced and isinstance(plan.privacy, NoPrivacy)):
         return None
-    return Scratch().bench(plan, known, seed=seed).whole.size
+    return Scratch().bench(plan, read_columns(plan, known), seed=seed).whole.size
 
 
 def _columns(plan: Plan) -> Columns | None:

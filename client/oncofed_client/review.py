@@ -28,6 +28,7 @@ from oncofed_client.reports import CheckReport
 from oncofed_client.settings import Policy, SiteSettings
 from oncofed_client.site_keys import own_keys
 from oncofed_client.whereabouts import SitePlace
+from oncofed_shared.charged_location import charges_location
 from oncofed_shared.errors import ConfigError, ExitCode, OncofedError
 from oncofed_shared.plan import NoPrivacy, Plan, SplitColumn
 from oncofed_shared.public_keys import key_fingerprint
@@ -76,9 +77,14 @@ def columns_read(plan: Plan) -> dict[str, str]:
         if modality.columns is not None:
             found[name] = where + ", ".join(modality.columns)
         else:
-            found[name] = where + "every column like " + ", ".join(modality.patterns or ())
+            count = len(modality.vocabulary or ())
+            which = f"{count} columns that the plan names, all" if count else "every column"
+            found[name] = f"{where}{which} like " + ", ".join(modality.patterns or ())
         if modality.exclude:
             found[name] += "; not " + ", ".join(modality.exclude)
+        if modality.harmonise is not None:
+            noised = ", noised and charged to the ledger," if charges_location(plan) else ""
+            found[name] += f"; where this site's own values lie{noised} is found from who trains, and kept"
     for name, task in sorted(plan.tasks.items()):
         found[f"outcome {name}"] = (f"table {task.table}: " if task.table else "") + ", ".join(label_columns(task))
     if isinstance(plan.evaluation.split, SplitColumn):

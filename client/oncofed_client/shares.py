@@ -16,6 +16,7 @@ from oncofed_client.training import TrainingSet
 from oncofed_shared.charged_statistics import patient_counts, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.errors import RemoteProtocolError
+from oncofed_shared.harmonise import Harmony
 from oncofed_shared.layout import Layout
 from oncofed_shared.messages import Arrays, Columns, Contribute
 from oncofed_shared.network import FusionNetwork
@@ -92,15 +93,17 @@ def scores_share(plan: Plan, part: Scored, counts: NDArray[np.float64]) -> Plann
     )
 
 
-def statistics_share(plan: Plan, columns: Columns, train: Cohort) -> PlannedShare:
+def statistics_share(plan: Plan, columns: Columns, train: Cohort, harmony: Harmony | None = None) -> PlannedShare:
     """The noised statistics of the site's training patients.
 
     Args:
         columns: that the sites agreed on.
         train: the training patients.
+        harmony: what harmonises their values.
     """
     mechanism = statistics_mechanism(plan, columns)
-    total = patient_counts(plan, columns, train.values, train.columns, train.labels, unit=mechanism.unit)
+    own = (train.values, train.columns, train.labels)
+    total = patient_counts(plan, columns, *own, unit=mechanism.unit, harmony=harmony)
     return PlannedShare(
         size=mechanism.cells,
         charge=tables_charge(mechanism, "train"),

@@ -37,6 +37,8 @@ from oncofed_shared.features import (
     check_columns,
     column_sums,
     network_columns,
+    no_sums,
+    prepare,
     scaled_input,
 )
 from oncofed_shared.gene_graph import check_gene_files
@@ -178,6 +180,7 @@ class Site:
             case Open(head=head):
                 session = self._made(plan, head, request.columns, request.arrays)
                 self._reserve(session, head)
+                session.locations = self._locations(plan, head, session.preparation)
                 # One session at a time: the memory of a site does not grow with the runs it has seen.
                 self.sessions = {head.session: session}
                 self._keep(request)
@@ -278,9 +281,10 @@ class Site:
     def _made(self, plan: Plan, head: Head, columns: Columns, arrays: Arrays) -> Session:
         preparation = Preparation.from_arrays(plan, columns, arrays)
         check_preparation(plan, preparation)
-        bench = self.scratch.bench(plan, network_columns(plan, preparation), seed=head.trial.seed)
+        read = network_columns(plan, preparation)
+        bench = self.scratch.bench(plan, read, seed=head.trial.seed)
         if plan.privacy.noise != "none":
-            self.private.check(plan, bench.network, width=preparation.width)
+            self.private.check(plan, bench.network, width=sum(len(c) for c in read.values()))
         return Session(
             plan=plan,
             trial=head.trial,
@@ -289,22 +293,36 @@ class Site:
             whole=bench.whole,
             layout=bench.layout,
             local=bench.local,
-            locations=self._locations(plan, head.trial, preparation),
         )
 
-    def _locations(self, plan: Plan, trial: Trial, preparation: Preparation) -> Locations | None:
+    def _locations(self, plan: Plan, head: Head, preparation: Preparation) -> Locations | None:
         """This site's own location and scale: found when a run is opened, and kept for predictions with its model."""
         if not preparation.harmonisation:
             return None
+        cohort = self.source.cohort(plan)
+        rows = self._rows(plan, cohort, head.trial, "train")
+        if isinstance(plan.privacy, ConsortiumPrivacy) and self.name in plan.privacy.patients:
+            # Its own stored reply is what a private run's location is kept in; the file is for predictions.
+            noised = self._noised_locations(plan, head, preparation, cohort, rows)
+            if self.state is not None:
+                keep_locations(self.state, plan, preparation, noised)
+            return noised
         known = kept_locations(self.state, plan, preparation)
         if known is not None:
             return known
-        cohort = self.source.cohort(plan)
-        rows = self._rows(plan, cohort, trial, "train")
         made = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, rows)
         if self.state is not None and made is not None:
             keep_locations(self.state, plan, preparation, made)
         return made
+
+    def _noised_locations(
+        self, plan: Plan, head: Head, preparation: Preparation, cohort: Cohort, rows: NDArray[np.bool_]
+    ) -> Locations:
+        """This site's own location under a budget: noised, charged and stored once per run, whatever is asked how often."""
+        from oncofed_client.noised_location import noised_location  # noqa: PLC0415 - accountants take seconds to import
+
+        columns, chosen = preparation.columns, keep_rows(cohort, rows)
+        return noised_location(self._shares(plan), plan, head, columns, chosen)
 
     def _reserve(self, session: Session, head: Head) -> None:
         """Let the ledger reserve the whole run, before anything of it is computed."""
@@ -315,7 +333,10 @@ class Site:
             # A comparison within a simulation: its patients' accounts do not pay for it.
             return
         contributor = self.contributor or self._shares(plan)
-        contributor.approve(plan, head, self._charges(plan, session.preparation.columns, session.whole.size))
+        from oncofed_shared.charged_reductions import all_columns  # noqa: PLC0415 - as below
+
+        columns = all_columns(plan, session.preparation.columns)
+        contributor.approve(plan, head, self._charges(plan, columns, session.whole.size))
 
     def _charges(self, plan: Plan, columns: Columns, parameters: int) -> tuple[Charge, ...]:
         from oncofed_client.plan_charges import plan_charges  # noqa: PLC0415 - accountants take seconds to import
@@ -349,6 +370,7 @@ class Site:
         if facts != self._owner(head):
             raise RemoteProtocolError("this session belongs to another plan or trial", code="unknown-session")
         session = self._made(self.plans[head.plan_hash], head, columns, arrays)
+        session.locations = self._locations(session.plan, head, session.preparation)
         self.sessions = {head.session: session}
         return session
 
@@ -424,7 +446,7 @@ class Site:
             plan,
             request,
             columns=session.preparation.columns,
-            statistics=session.preparation.statistics,
+            statistics=session.preparation.bound,
             size=planned.size,
             charge=planned.charge,
             largest=planned.largest,
@@ -434,6 +456,7 @@ class Site:
     def _contribute_statistics(self, plan: Plan, request: Contribute) -> Contribution:
         """Statistics of training patients, noised and charged: before there is a session, and after the run is reserved."""
         from oncofed_client.shares import check_histogram, statistics_share  # noqa: PLC0415 - as above
+        from oncofed_shared.charged_reductions import read_columns  # noqa: PLC0415
         from oncofed_shared.charged_statistics import charges_statistics  # noqa: PLC0415
 
         head, contributor = request.head, self._shares(plan)
@@ -441,12 +464,14 @@ class Site:
             raise PolicyRefusal("the plan charges no statistics of patients", code="uncharged-statistics")
         check_columns(plan, request.columns)
         check_histogram(plan, request)
-        whole = self.scratch.bench(plan, request.columns, seed=head.trial.seed).whole
+        whole = self.scratch.bench(plan, read_columns(plan, request.columns), seed=head.trial.seed).whole
         contributor.approve(plan, head, self._charges(plan, request.columns, whole.size))
         cohort = self.source.cohort(plan)
-        planned = statistics_share(
-            plan, request.columns, keep_rows(cohort, self._rows(plan, cohort, head.trial, "train"))
-        )
+        rows = self._rows(plan, cohort, head.trial, "train")
+        constants = prepare(plan, request.columns, no_sums(plan, request.columns))
+        locations = self._locations(plan, head, constants)
+        harmony = harmony_of(constants.harmonisation, locations, cohort, rows)
+        planned = statistics_share(plan, request.columns, keep_rows(cohort, rows), harmony)
         return contributor.contribute(
             plan,
             request,

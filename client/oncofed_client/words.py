@@ -42,9 +42,12 @@ def hours_text(hours: float) -> str:
 
     >>> hours_text(0.5)
     '30 minutes'
+    >>> hours_text(0.001)
+    '1 minute'
     """
     if hours < 2:
-        return f"{max(1, round(hours * 60))} minutes"
+        minutes = max(1, round(hours * 60))
+        return f"{minutes} minutes" if minutes > 1 else "1 minute"
     return f"{hours:.0f} hours" if hours < 72 else f"{hours / 24:.0f} days"
 
 

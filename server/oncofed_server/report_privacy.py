@@ -69,13 +69,20 @@ def mechanism(study: Study) -> str:
             "A patient known to several hospitals has the sum of theirs."
         )
     drop, collude = _tolerated(study)
-    before = number(privacy.get("statistics_epsilon"))
-    statistics = (
-        ""
-        if before is None
-        else f" Of epsilon, {before:g} is spent before training on statistics that scale the values, which are summed and noised "
-        "in the same way; delta is halved between the two."
-    )
+    summed, located = (number(privacy.get(key)) for key in ("statistics_epsilon", "harmonise_epsilon"))
+    statistics = ""
+    if summed is not None:
+        statistics += (
+            f" Of epsilon, {summed:g} is spent before training on statistics that scale the values, which are summed and noised in "
+            "the same way."
+        )
+    if located is not None:
+        statistics += (
+            f" Of epsilon, {located:g} is spent on each hospital's own location, which harmonises its values: with all the noise "
+            "that it needs by itself, and sent nowhere."
+        )
+    if statistics:
+        statistics += " Delta is divided evenly between these and the steps."
     return (
         f"{bounds}: DP-SGD over the patients of all sites together, {steps}. Each site draws a share of the noise, and only the "
         f"masked sum of all shares is opened.{statistics} Epsilon holds with drop = {drop} and collude = {collude}: as long as "

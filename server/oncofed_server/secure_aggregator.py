@@ -24,11 +24,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
 from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
-from oncofed_server.agreeing import scaled
 from oncofed_server.secure_sums import SecureSums, formation_name
 from oncofed_shared.charged_statistics import (
+    agreed_preparation,
     charges_statistics,
-    noised_sums,
     statistics_mechanism,
     statistics_size,
 )
@@ -118,7 +117,7 @@ class SecureAggregator(Aggregator):
             columns=self.state.columns if phase is Phase.STATISTICS else self._prepared().columns,
             parameters=self._sent,
             histogram=self._histogram,
-            statistics=np.zeros(0) if phase is Phase.STATISTICS else self._prepared().statistics,
+            statistics=np.zeros(0) if phase is Phase.STATISTICS else self._prepared().bound,
         )
         return self._await(phase, members, now)
 
@@ -271,8 +270,11 @@ class SecureAggregator(Aggregator):
     def _scaled(self, total: NDArray[np.int64], now: float) -> list[Outgoing]:
         plan, columns = self.plan, self.state.columns
         released = server_counts(total, statistics_mechanism(plan, columns))
-        preparation = scaled(plan, columns, noised_sums(plan, columns, released), {})
-        return self._begin_training(replace(preparation, statistics=released), now)
+        try:
+            preparation = agreed_preparation(plan, columns, released)
+        except RemoteProtocolError as error:
+            return self._fail(f"{error}; the statistics are charged once, and are not asked for again")
+        return self._begin_training(preparation, now)
 
     @property
     def _mechanism(self) -> ConsortiumMechanism:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from oncofed_shared.charged_location import charges_location, location_mechanism
 from oncofed_shared.charged_statistics import charges_statistics, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.plan import ConsortiumPrivacy, Plan
@@ -43,9 +44,12 @@ def spending(plan: Plan, site: str) -> Spending:
     mechanism = ConsortiumMechanism.for_plan(plan, parameters=1)
     found, alone = mechanism.epsilon(), mechanism.epsilon_alone()
     if charges_statistics(plan):
-        # Both hold with half of delta each, and their sums with all of it.
+        # Each holds with its part of delta, and their sum with all of it.
         statistics = statistics_mechanism(plan, dict.fromkeys(plan.modalities, ()))
         found, alone = found + statistics.epsilon(), alone + statistics.epsilon_alone()
+    if charges_location(plan):
+        location = location_mechanism(plan, dict.fromkeys(plan.modalities, ()))
+        found, alone = found + location.epsilon(), alone + location.epsilon_alone()
     return Spending(
         patients=privacy.patients[site],
         epsilon=found,

@@ -1,27 +1,47 @@
 """Statistics of training patients under a privacy budget: what scaling and class weights need, as one bounded vector per patient.
 
-    every patient -> integers of bounded length -> sum over a site -> noise, secure sum -> noised_sums -> `features.prepare`
+    every patient -> integers of bounded length -> sum over a site -> noise, secure sum -> `agreed_preparation`
 
 A value is brought to -1..1 by the range that the plan declares of its column, so that nothing learned from patients bounds it. A
 patient counts one, and his value and its square, in each column with a mean; one in one bin of each column with quantiles; one in
-one class of each task with balanced weights. docs/statistics.md says what it costs.
+one class of each task with balanced weights; and what `charged_products` says in each modality that is reduced. docs/statistics.md
+says what it costs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from oncofed_shared.charged_products import FINEST, patient_products, products_entries, products_size
+from oncofed_shared.charged_reductions import with_reductions
 from oncofed_shared.consortium import TablesMechanism
 from oncofed_shared.errors import RemoteProtocolError
-from oncofed_shared.features import aligned, column_ranges, histogram_counts, moment_columns, robust_columns
+from oncofed_shared.features import (
+    Preparation,
+    aligned,
+    column_ranges,
+    histogram_counts,
+    moment_columns,
+    prepare,
+    robust_columns,
+)
+from oncofed_shared.harmonise import Harmony
 from oncofed_shared.messages import Columns
 from oncofed_shared.plan import ClassificationTask, ConsortiumPrivacy, Plan
 from oncofed_shared.robust import BINS
 
-__all__ = ["charges_statistics", "noised_sums", "patient_counts", "statistics_mechanism", "statistics_size"]
+__all__ = [
+    "agreed_preparation",
+    "charges_statistics",
+    "noised_sums",
+    "patient_counts",
+    "statistics_mechanism",
+    "statistics_size",
+]
 
 Values = NDArray[np.float64]
 NOISES = 3.0
@@ -45,7 +65,8 @@ def _balanced(plan: Plan) -> list[tuple[str, int]]:
 def statistics_size(plan: Plan, columns: Columns) -> int:
     """Length of a site's vector."""
     classes = sum(k for _, k in _balanced(plan))
-    return 3 * len(moment_columns(plan, columns)) + BINS * len(robust_columns(plan, columns)) + classes
+    scaled = 3 * len(moment_columns(plan, columns)) + BINS * len(robust_columns(plan, columns)) + classes
+    return scaled + products_size(plan, columns)
 
 
 def statistics_mechanism(plan: Plan, columns: Columns) -> TablesMechanism:
@@ -55,7 +76,13 @@ def statistics_mechanism(plan: Plan, columns: Columns) -> TablesMechanism:
         ConfigError: the plan charges none, or they do not fit the ring.
     """
     entries = 3 * len(moment_columns(plan, columns)) + len(robust_columns(plan, columns)) + len(_balanced(plan))
-    return TablesMechanism.for_statistics(plan, cells=statistics_size(plan, columns), entries=max(entries, 1))
+    return TablesMechanism.for_statistics(
+        plan,
+        # A preview knows no columns, and an error of nothing cannot be compared with anything.
+        cells=max(statistics_size(plan, columns), 1),
+        entries=max(entries + products_entries(plan, columns), 1.0),
+        finest=FINEST,
+    )
 
 
 def patient_counts(
@@ -66,6 +93,7 @@ def patient_counts(
     labels: Mapping[str, NDArray[np.float64]],
     *,
     unit: int,
+    harmony: Harmony | None = None,
 ) -> NDArray[np.int64]:
     """Sum over patients of what each of them adds, (statistics_size,), in integer steps of `unit` per patient.
 
@@ -73,11 +101,12 @@ def patient_counts(
         values: per modality (n, own columns).
         own: this site's column names.
         labels: per task, as in a cohort.
+        harmony: what harmonises the values; it was noised before, and is a constant here.
 
     Guarantees:
         - One patient more or less changes it by a vector of length unit x sqrt(entries) at most, whatever his values are.
     """
-    table = aligned(plan, columns, values, own)
+    table = aligned(plan, columns, values, own, harmony)
     middle, half = column_ranges(plan, columns)
     means = moment_columns(plan, columns)
     bounded = np.clip((table[:, means] - middle[means]) / half[means], -1, 1)
@@ -93,7 +122,33 @@ def patient_counts(
     for name, classes in _balanced(plan):
         label = np.asarray(labels[name], dtype=np.int64)
         parts.append(np.bincount(label[label >= 0], minlength=classes).astype(np.int64) * unit)
+    whole = np.clip((table - middle) / half, -1, 1)
+    parts.append(patient_products(plan, columns, whole, labels, unit=unit))
     return np.concatenate(parts)
+
+
+def _least(plan: Plan, mechanism: TablesMechanism) -> tuple[float, float]:
+    """Standard deviation of the noise on a number, and the noised number of patients below which they are nobody's."""
+    noise = mechanism.noise_std(mechanism.sites)
+    return noise, max(float(plan.evaluation.minimum_shown), NOISES * noise)
+
+
+def agreed_preparation(plan: Plan, columns: Columns, released: Values) -> Preparation:
+    """What follows from the released numbers, and from the plan's constants for the rest: a preparation with its reductions.
+
+    Args:
+        columns: all that were asked for.
+        released: (statistics_size,) decoded, in patients.
+
+    Raises:
+        RemoteProtocolError: another length, what is no number, or too few patients for a reduction.
+    """
+    preparation = prepare(plan, columns, noised_sums(plan, columns, released))
+    size = products_size(plan, columns)
+    if size:
+        noise, least = _least(plan, statistics_mechanism(plan, columns))
+        preparation = with_reductions(plan, preparation, released[-size:], noise=noise, least=least)
+    return replace(preparation, statistics=released)
 
 
 def noised_sums(plan: Plan, columns: Columns, released: Values) -> Values:
@@ -110,9 +165,8 @@ def noised_sums(plan: Plan, columns: Columns, released: Values) -> Values:
     """
     if released.shape != (statistics_size(plan, columns),) or not np.isfinite(released).all():
         raise RemoteProtocolError("the released statistics do not fit the plan's columns")
-    mechanism = statistics_mechanism(plan, columns)
-    noise = mechanism.noise_std(mechanism.sites)
-    least = max(float(plan.evaluation.minimum_shown), NOISES * noise)
+    noise, least = _least(plan, statistics_mechanism(plan, columns))
+    released = released[: len(released) - products_size(plan, columns)]
     means, robust = moment_columns(plan, columns), robust_columns(plan, columns)
     width = sum(len(c) for c in columns.values())
     middle, half = column_ranges(plan, columns)

@@ -242,7 +242,7 @@ class TablesMechanism:
 
     Attributes:
         cells: numbers in all tables together.
-        entries: cells in which one patient counts one, at most; or squares that his numbers add up to.
+        entries: cells in which one patient counts one, at most; or what the squares of his numbers add up to.
         epsilon_target, delta: bound for one patient.
         noise_multiplier: of the sum, in sqrt(entries) counts, after smoothing.
         unit: integer steps of one count.
@@ -250,7 +250,7 @@ class TablesMechanism:
     """
 
     cells: int
-    entries: int
+    entries: float
     epsilon_target: float
     delta: float
     noise_multiplier: float
@@ -280,8 +280,12 @@ class TablesMechanism:
         )
 
     @classmethod
-    def for_statistics(cls, plan: Plan, *, cells: int, entries: int) -> Self:
+    def for_statistics(cls, plan: Plan, *, cells: int, entries: float, finest: int) -> Self:
         """The mechanism for statistics of training patients, `cells` numbers of which one patient moves `entries` squared.
+
+        Args:
+            finest: integer steps of one patient, at least. His values are rounded to them one by one, so that coarse steps would
+                move a whole column's mean.
 
         Raises:
             ConfigError: the plan charges none, or their sums do not fit the ring.
@@ -296,16 +300,44 @@ class TablesMechanism:
             cells=cells,
             entries=entries,
             promised=("statistics_epsilon", privacy.statistics_epsilon),
-            delta=privacy.delta - privacy.step_delta,
+            delta=privacy.step_delta,
+            finest=finest,
+        )
+
+    @classmethod
+    def for_location(cls, plan: Plan, *, cells: int, entries: float, finest: int) -> Self:
+        """The mechanism for one hospital's own location, with all the noise its own; arguments as of `for_statistics`.
+
+        Raises:
+            ConfigError: the plan charges none.
+        """
+        privacy = _consortium(plan)
+        if privacy.harmonise_epsilon is None:
+            raise ConfigError("privacy.harmonise_epsilon: is missing, so no hospital finds its location")
+        alone = {"patients": {"one": max(privacy.patients.values())}, "drop": 0, "collude": 0, "ring_bits": 64}
+        return cls._sized(
+            privacy.model_copy(update=alone),
+            cells=cells,
+            entries=entries,
+            promised=("harmonise_epsilon", privacy.harmonise_epsilon),
+            delta=privacy.step_delta,
+            finest=finest,
         )
 
     @classmethod
     def _sized(
-        cls, privacy: ConsortiumPrivacy, *, cells: int, entries: int, promised: tuple[str, float], delta: float
+        cls,
+        privacy: ConsortiumPrivacy,
+        *,
+        cells: int,
+        entries: float,
+        promised: tuple[str, float],
+        delta: float,
+        finest: int = 1,
     ) -> Self:
         key, epsilon = promised
         noise = calibrate(epsilon=epsilon, delta=less_errors(delta), sampling_rate=1.0, steps=1)
-        root, unit = math.sqrt(entries), 1
+        root, unit = math.sqrt(entries), finest
         while share_width(noise, root * unit, privacy.honest) < max(WIDE_SHARE, SMALLEST_SHARE):
             unit *= 2
         made = cls(

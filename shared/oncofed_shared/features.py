@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oncofed_shared.errors import DataError, LocalProtocolError, RemoteProtocolError
-from oncofed_shared.harmonise import Harmony, check_harmonisation, harmonised
+from oncofed_shared.harmonise import Harmony, check_harmonisation, constant_harmonisation, harmonised
 from oncofed_shared.messages import Arrays, Columns
 from oncofed_shared.plan import ClassificationTask, Modality, NumericColumn, Plan, compile_pattern, voxels_of
 from oncofed_shared.plan_modalities import numeric_range
@@ -79,6 +79,14 @@ class Preparation:
     def width(self) -> int:
         """Number of columns over all modalities."""
         return sum(len(c) for c in self.columns.values())
+
+    @property
+    def bound(self) -> Values:
+        """What masks of a private run are bound to: what was released, and what reductions made of it, to the last bit.
+
+        The rest follows from these and the plan, and a site finds it equal or refuses. Eigenvectors it can only find nearly equal.
+        """
+        return np.concatenate([self.statistics, *(self.reduction[name] for name in sorted(self.reduction))])
 
     def arrays(self) -> Arrays:
         """The numbers, by name, for a message or a checkpoint."""
@@ -160,14 +168,14 @@ def with_kept(preparation: Preparation, kept: Mapping[str, NDArray[np.int64]]) -
 
 
 def encoded_columns(modality: Modality) -> tuple[str, ...] | None:
-    """Names of a modality's columns as the plan alone fixes them; None where it has patterns.
+    """Names of a modality's columns as the plan alone fixes them; None where it has patterns without a vocabulary.
 
     A modality whose patches the network reads has a column for each role of a series.
     """
     if modality.encoder == "cnn":
         return tuple(modality.patch or ())
     if modality.columns is None:
-        return None
+        return None if modality.vocabulary is None else tuple(sorted(modality.vocabulary))
     names: list[str] = []
     excluded = [compile_pattern(p) for p in modality.exclude]
     for name, column in modality.columns.items():
@@ -388,7 +396,7 @@ def prepare(
         spread=spread,
         fill=np.where(count > 0, (mean - center) / spread, 0.0),
         class_weights=_class_weights(plan, counts),
-        harmonisation=harmonisation or {},
+        harmonisation=harmonisation or constant_harmonisation(plan, columns, *column_ranges(plan, columns)),
     )
 
 

@@ -85,7 +85,8 @@ def step_of(
     The rest of a preparation follows from these and the plan, which the group binds.
 
     Args:
-        statistics: released before training, of the preparation; empty where there are none.
+        statistics: `Preparation.bound`: what was released before training, and what reductions made of it; empty where there is
+            nothing.
 
     Guarantees:
         - Sites that were sent different things never unmask.

@@ -34,6 +34,7 @@ __all__ = [
     "Locations",
     "agree_on",
     "check_harmonisation",
+    "constant_harmonisation",
     "harmonise_size",
     "harmonise_sums",
     "harmonised",
@@ -145,6 +146,20 @@ def agree_on(plan: Plan, columns: Columns, sums: Values) -> dict[str, Values]:
         pooled = pooled_of(sums[start : start + size], columns=a.columns, covariates=len(a.covariates))
         fixed |= {f"{a.name}.{what}": array for what, array in pooled.flat().items()}
         start += size
+    return fixed
+
+
+def constant_harmonisation(plan: Plan, columns: Columns, middle: Values, half: Values) -> dict[str, Values]:
+    """What a private plan harmonises by, in place of `agree_on`; nothing without privacy, and where nothing is harmonised.
+
+    Args:
+        middle, half: of the declared range of each column, transformed.
+    """
+    fixed: dict[str, Values] = {}
+    for a in _asked(plan, columns) if plan.privacy.noise != "none" else ():
+        nothing = np.zeros(0)
+        pooled = Pooled(mean=middle[a.part], spread=half[a.part], effects=nothing.reshape(0, a.columns), middle=nothing)
+        fixed |= {f"{a.name}.{what}": array for what, array in pooled.flat().items()}
     return fixed
 
 

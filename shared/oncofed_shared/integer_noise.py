@@ -114,7 +114,7 @@ class IntegerNoise:
         share_sigma: standard deviation of one share of noise, in integer steps.
 
     Guarantees:
-        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, and floating point by `FLOATS`.
+        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, floating point by `FLOATS`.
         - The parameter of the discrete Gaussian is at least SMALLEST_SHARE.
     """
 

@@ -6,13 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Event
 
-import psutil
-
+from oncofed_shared.errors import OncofedError
 from oncofed_shared.processes import Descendants, dies_with_us, subreaper
 
 __all__ = ["Note", "Program", "keep", "pause_after"]
@@ -21,6 +21,8 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 STEADY = 60.0
 LOOK = 0.2
+NOT_STARTED = 127
+"""In place of an exit code, as a shell says it."""
 Note = Callable[..., None]
 """Takes an event and facts by name, as `log_lines` does."""
 
@@ -59,6 +61,7 @@ class _Kept:
         self.process: subprocess.Popen[bytes] | None = None
         self._since = self._due = time.monotonic()
         self._quick = 0
+        self._ran = False
 
     def look(self) -> None:
         """Start it if it is due."""
@@ -68,34 +71,52 @@ class _Kept:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process = None
-            self._quick = 0 if now - self._since > STEADY else self._quick + 1
-            pause = pause_after(self._quick)
-            self._due = now + pause
-            why = self.program.why(code)
-            self._say(f"{self.program.name}: {why}; started again in {pause:g} s")
-            self._note("program.ended", program=self.program.name, exit=code, seconds=pause, text=why)
+            self._quick = -1 if now - self._since > STEADY else self._quick
+            self._again(now, code, self.program.why(code))
         if self.process is None and now >= self._due:
-            self.process = subprocess.Popen(  # noqa: S603 - our own words
-                dies_with_us(list(self.program.command())),
-                env=dict(self.program.environment),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                pass_fds=self.program.passes,
-                user=self.program.user,
-                group=self.program.group,
-                extra_groups=None if self.program.user is None else [],
-            )
-            self._since = now
+            try:
+                self.process = self._started()
+            except (OncofedError, OSError) as error:
+                if not self._ran:
+                    raise
+                # It could be before. A full disk, say, on which it wants to write its settings, may have room later.
+                self._again(now, NOT_STARTED, f"could not be started: {error}")
+                return
+            self._since, self._ran = now, True
             self._say(f"{self.program.name}: started (process {self.process.pid})")
             self._note("program.started", program=self.program.name, pid=self.process.pid)
 
+    def _again(self, now: float, code: int, why: str) -> None:
+        self._quick += 1
+        pause = pause_after(self._quick)
+        self._due = now + pause
+        self._say(f"{self.program.name}: {why}; started again in {pause:g} s")
+        self._note("program.ended", program=self.program.name, exit=code, seconds=pause, text=why)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - our own words
+            dies_with_us(list(self.program.command())),
+            env=dict(self.program.environment),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            pass_fds=self.program.passes,
+            user=self.program.user,
+            group=self.program.group,
+            extra_groups=None if self.program.user is None else [],
+        )
+
 
 def _bury(living: set[int]) -> None:
-    """Take leave of the orphans that became our children; the programs' own codes are read elsewhere."""
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
-            if child.pid not in living and child.status() == psutil.STATUS_ZOMBIE:
-                child.wait(0)
+    """Take leave of the orphans that became our children; the programs' own codes are read elsewhere.
+
+    The kernel is asked, and not /proc: there a unit with `ProtectProc=invisible` sees none of its dead. Elsewhere than on Linux
+    orphans become nobody's children but init's.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ChildProcessError):
+        while (dead := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)) and dead.si_pid not in living:
+            os.waitpid(dead.si_pid, 0)
 
 
 def keep(
@@ -116,7 +137,8 @@ def keep(
             until it is started again, text).
 
     Guarantees:
-        - A program that ends, however it ends, is started again, at first at once and then at growing intervals.
+        - A program that ends, however it ends, is started again, at first at once and then at growing intervals; also one that
+          cannot be started for a while. What cannot be started the first time ends this with its error.
         - None of them outlives this function, and none outlives this process: the kernel ends it with us.
     """
     with subreaper():

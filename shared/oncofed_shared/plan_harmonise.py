@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from oncofed_shared.plan_fields import Distinct
-from oncofed_shared.plan_reduction import Lasso, ReliefF
+from oncofed_shared.plan_fields import Distinct, without_later
+from oncofed_shared.plan_reduction import UNBOUND, Bound, Lasso, ReliefF
 from oncofed_shared.strict import Frozen
 
 if TYPE_CHECKING:
@@ -23,12 +23,19 @@ class Combat(Frozen):
     Attributes:
         covariates: columns of other modalities, as `clinical.age`, whose part in the values stays: hospitals may differ in it.
         minimum: fewest patients with the modality by whom a hospital can find its own location and scale. One with fewer does
-            not take part, and one with none has nothing to harmonise.
+            not take part, and one with none has nothing to harmonise. With a budget, fewest after noise; one with fewer stays where
+            it is.
+        bound: with a budget, the length of a patient's row, as of reductions.
     """
 
     kind: Literal["combat"]
     covariates: Distinct = ()
     minimum: Annotated[int, Field(ge=3)] = 10
+    bound: Bound = 0.5
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), UNBOUND)
 
 
 def harmonise_mistakes(modalities: Mapping[str, Modality]) -> list[str]:

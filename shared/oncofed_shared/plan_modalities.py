@@ -130,6 +130,7 @@ class Modality(Frozen):
         table: logical name of the site's table; without it, any table that has the column.
         columns: named columns with their kinds, or
         patterns: patterns over column names, all numeric; the sites' names are united before training.
+        vocabulary: names of the columns, in place of all that fit the patterns: a public list, and the sites agree on nothing.
         exclude: patterns of columns that must not be read.
         transform: `log` is log(1 + x) and refuses negative values; `signed_log` is sign(x) log(1 + |x|).
         scaling: `zscore` and `minmax` use sums over the sites; `minmax` uses `range` where one is declared and
@@ -164,6 +165,7 @@ class Modality(Frozen):
     columns: dict[str, Column] | None = None
     patterns: tuple[str, ...] | None = None
     exclude: tuple[str, ...] = ()
+    vocabulary: Annotated[Distinct, Field(min_length=1, max_length=100_000)] | None = None
     range: Interval | None = None
     transform: Literal["none", "log", "signed_log"] = "none"
     scaling: Literal["zscore", "minmax", "none", "constants", "robust"] = "zscore"
@@ -199,6 +201,7 @@ class Modality(Frozen):
             "reduction",
             "augmentation",
             "harmonise",
+            "vocabulary",
         )
         later = dict.fromkeys(unused) | {"encoder": "linear", "emphasis": 1.0, "presence": 0.0}
         return {k: v for k, v in content.items() if k not in later or v != later[k]}
@@ -224,6 +227,18 @@ class Modality(Frozen):
         for pattern in (p for group in groups for p in group):
             compile_pattern(pattern)
         return value
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _listed(cls, names: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        wanted, excluded = ([compile_pattern(p) for p in info.data.get(k) or ()] for k in ("patterns", "exclude"))
+        wrong = [
+            n for n in names or () if not any(p.fullmatch(n) for p in wanted) or any(p.fullmatch(n) for p in excluded)
+        ]
+        if wrong and {"patterns", "exclude"} <= set(info.data):
+            message = f"'{wrong[0]}' fits no pattern of this modality, or is excluded; a vocabulary goes with patterns"
+            raise ValueError(message)
+        return names
 
     @field_validator("range")
     @classmethod

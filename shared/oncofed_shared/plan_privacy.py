@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationInfo, field_validator, model_serializer
 
+from oncofed_shared.harmonise_rules import private_harmonisations
 from oncofed_shared.plan_fields import without_later
-from oncofed_shared.plan_reduction import Statistical
+from oncofed_shared.plan_reduction import Charged
+from oncofed_shared.reduction_rules import private_reductions, without_range
 from oncofed_shared.strict import Frozen
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ class ConsortiumPrivacy(_Sampled):
         patients: the roster, with public numbers; the divisor of a step is `sampling_rate` x their total.
         statistics_epsilon: bound for one training patient over noised statistics before training, beside `epsilon`: scaling,
             class weights. Delta is then halved between the two. Without it, these are constants of the plan.
+        harmonise_epsilon: bound for one training patient over his hospital's own noised location, beside the others; delta is then
+            divided by one more.
         spare_steps: steps beyond `training.rounds`, for attempts that must be repeated: the noise is calibrated for all.
         drop: sites that may be missing from a step.
         reference: allows `collude = 0`, for a simulation to compare with.
@@ -88,6 +92,7 @@ class ConsortiumPrivacy(_Sampled):
 
     noise: Literal["consortium"]
     statistics_epsilon: Annotated[float, Field(gt=0)] | None = None
+    harmonise_epsilon: Annotated[float, Field(gt=0)] | None = None
     spare_steps: Annotated[int, Field(ge=0, le=100_000)] = 2
     drop: Annotated[int, Field(ge=0)] = 0
     reference: bool = False
@@ -99,17 +104,17 @@ class ConsortiumPrivacy(_Sampled):
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_later(written(self), {"statistics_epsilon": None})
+        return without_later(written(self), {"statistics_epsilon": None, "harmonise_epsilon": None})
 
     @property
     def step_delta(self) -> float:
-        """Of delta, what the steps of training have."""
-        return self.delta if self.statistics_epsilon is None else self.delta / 2
+        """Of delta, what the steps of training have, and statistics and locations each where there are any."""
+        return self.delta / (1 + (self.statistics_epsilon is not None) + (self.harmonise_epsilon is not None))
 
     @property
     def training_epsilon(self) -> float:
-        """What a training patient is promised: steps and statistics together."""
-        return self.epsilon + (self.statistics_epsilon or 0.0)
+        """What a training patient is promised: steps, statistics and his hospital's location together."""
+        return self.epsilon + (self.statistics_epsilon or 0.0) + (self.harmonise_epsilon or 0.0)
 
     @field_validator("collude")
     @classmethod
@@ -165,10 +170,9 @@ def _learned(name: str, modality: Modality, *, charged: bool) -> Iterator[str]:
     """
     path, other = f"/modalities.{name}", "with privacy use 'constants', 'none', or 'minmax' with ranges"
     if charged:
-        wants = modality.scaling == "zscore" or modality.missing == "impute"
-        columns = modality.columns or {}
-        open_ended = [n for n, c in columns.items() if c.kind == "numeric" and c.range is None]
-        if wants and modality.range is None and (open_ended or not columns):
+        wants = modality.scaling == "zscore" or modality.missing == "impute" or isinstance(modality.reduction, Charged)
+        open_ended = without_range(modality)
+        if wants and open_ended is not None:
             of = f" of {', '.join(open_ended[:5])}" if open_ended else ""
             yield f"{path}.range: is missing{of}; a noised mean needs a declared range, which bounds what a patient moves"
         return
@@ -247,6 +251,7 @@ def _asks_statistics(plan: Mapping[str, Any]) -> bool:
     if modalities is None or training is None:
         return True
     learned = any(m.scaling in {"zscore", "robust"} or m.missing == "impute" for m in modalities.values())
+    learned = learned or any(isinstance(m.reduction, Charged) for m in modalities.values())
     return learned or training.class_weights == "balanced"
 
 
@@ -262,16 +267,13 @@ def privacy_mistakes(privacy: NoPrivacy | SitePrivacy | ConsortiumPrivacy, plan:
     charged = isinstance(privacy, ConsortiumPrivacy) and privacy.statistics_epsilon is not None
     for name, modality in (plan.get("modalities") or {}).items():
         found += _scaling(name, modality, charged=charged)
-        if isinstance(modality.reduction, Statistical):
-            found.append(
-                f"/modalities.{name}.reduction.kind: '{modality.reduction.kind}' releases sums over patients that no epsilon is "
-                "charged for; with privacy only 'group_lasso' can be used"
-            )
-        if modality.harmonise is not None:
-            found.append(
-                f"/modalities.{name}.harmonise: a hospital's location and scale are learned from its patients, and no epsilon is "
-                "charged for them; with privacy leave it out"
-            )
+    modalities = plan.get("modalities") or {}
+    located = isinstance(privacy, ConsortiumPrivacy) and privacy.harmonise_epsilon is not None
+    found += private_reductions(modalities, charged=charged) + private_harmonisations(modalities, charged=located)
+    if located and modalities and not any(m.harmonise for m in modalities.values()):
+        found.append(
+            "/privacy.harmonise_epsilon: nothing of this plan is harmonised; leave it out, and spend it on training"
+        )
     found += [
         f"/tasks.{name}.causes: cannot be used with privacy: the released tables with noise know one kind of event"
         for name, task in (plan.get("tasks") or {}).items()

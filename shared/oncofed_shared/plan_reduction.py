@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from oncofed_shared.plan_fields import Key, NonNegative, Positive
+from oncofed_shared.plan_fields import Key, NonNegative, Positive, without_later
 from oncofed_shared.strict import Frozen
 
-__all__ = ["Autoencoder", "GroupLasso", "Lasso", "PrincipalComponents", "Reduction", "ReliefF", "Statistical"]
+__all__ = [
+    "UNBOUND",
+    "Autoencoder",
+    "Bound",
+    "Charged",
+    "GroupLasso",
+    "Lasso",
+    "PrincipalComponents",
+    "Reduction",
+    "ReliefF",
+    "Statistical",
+]
 
 Count = Annotated[int, Field(ge=1, le=4096)]
+
+
+Bound = Annotated[float, Field(gt=0, le=1)]
+UNBOUND = {"bound": 0.5}
+"""What is left out of a plan's form, so that one from before it keeps its hash."""
 
 
 class PrincipalComponents(Frozen):
@@ -21,11 +37,18 @@ class PrincipalComponents(Frozen):
         components: how many; never more than the modality has columns or the patients span.
         whiten: each component has variance 1. Without it all of them are shrunk alike, so that together with
             `model.block_scaling` a decay on components is that on the columns themselves.
+        bound: with a budget a patient's row, each value in -1..1 by its declared range, is shortened to bound x the root of the
+            number of columns: less is less noise, and more rows that are shortened.
     """
 
     kind: Literal["pca"]
     components: Count
     whiten: bool = False
+    bound: Bound = 0.5
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), UNBOUND)
 
 
 class Lasso(Frozen):
@@ -34,11 +57,17 @@ class Lasso(Frozen):
     Attributes:
         keep: how many columns.
         against: the modality whose columns they shall predict, as genes that go with radiomic features; without it the main task.
+        bound: as of principal components, of both modalities.
     """
 
     kind: Literal["lasso"]
     keep: Count
     against: Key | None = None
+    bound: Bound = 0.5
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_later(written(self), UNBOUND)
 
 
 class ReliefF(Frozen):
@@ -87,3 +116,5 @@ class GroupLasso(Frozen):
 Reduction = Annotated[PrincipalComponents | Lasso | ReliefF | Autoencoder | GroupLasso, Field(discriminator="kind")]
 Statistical = PrincipalComponents | Lasso | ReliefF | Autoencoder
 """Those that sites are asked for before training begins."""
+Charged = PrincipalComponents | Lasso
+"""Those that can be made of noised sums, because what one patient moves of them is bounded by constants."""

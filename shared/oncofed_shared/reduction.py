@@ -24,7 +24,18 @@ from oncofed_shared.moments import Moments, components, lasso_weights, moments_s
 from oncofed_shared.plan import Plan, SurvivalTask
 from oncofed_shared.plan_reduction import Autoencoder, Lasso, PrincipalComponents, ReliefF, Statistical
 
-__all__ = ["Agreed", "asked", "begin", "by_survival", "exchanges", "finished", "length", "next_agreed", "sums_size"]
+__all__ = [
+    "Agreed",
+    "asked",
+    "begin",
+    "by_survival",
+    "exchanges",
+    "finished",
+    "fixed_components",
+    "length",
+    "next_agreed",
+    "sums_size",
+]
 
 Values = NDArray[np.float64]
 
@@ -141,7 +152,7 @@ def next_agreed(plan: Plan, columns: Columns, agreed: Agreed, sums: Values) -> A
         size = _size(plan, columns, agreed.number, name, settings)
         own, start = sums[start : start + size], start + size
         if isinstance(settings, PrincipalComponents):
-            arrays |= _fixed_components(plan, name, settings, own, len(columns[name]))
+            arrays |= fixed_components(plan, name, settings, Moments.parse(own, len(columns[name]), 0))
         elif isinstance(settings, Autoencoder):
             _trained(name, settings, own, arrays, memory)
         elif by_survival(plan, settings) and agreed.number == 0:
@@ -154,16 +165,19 @@ def next_agreed(plan: Plan, columns: Columns, agreed: Agreed, sums: Values) -> A
     return replace(agreed, number=agreed.number + 1, arrays=arrays, kept=kept, memory=memory)
 
 
-def _fixed_components(
-    plan: Plan, name: str, settings: PrincipalComponents, sums: Values, count: int
-) -> dict[str, Values]:
-    moments = Moments.parse(sums, count, 0)
+def fixed_components(plan: Plan, name: str, settings: PrincipalComponents, moments: Moments) -> dict[str, Values]:
+    """What a modality is reduced by from now on: the mean of its columns, and a map to its components.
+
+    Args:
+        name: of the modality.
+        moments: of its columns.
+    """
     directions, variances = components(moments, settings.components)
     if settings.whiten:
         directions = directions / np.sqrt(variances)[:, None]
     elif plan.model.block_scaling:
         # The network divides by the root of the number of inputs; with this, by that of the number of columns.
-        directions = directions * (len(directions) / count) ** 0.5
+        directions = directions * (len(directions) / len(moments.mean)) ** 0.5
     return {f"{name}.mean": moments.mean, f"{name}.map": directions.ravel()}
 
 

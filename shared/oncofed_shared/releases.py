@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from oncofed_shared.features import encoded_columns
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SitePrivacy
 from oncofed_shared.plan_harmonise import uncharged_harmonisations
+from oncofed_shared.plan_reduction import Charged, Lasso
 from oncofed_shared.reduction_rules import uncharged_reductions
 
 __all__ = ["charged_statistics", "uncharged"]
@@ -21,6 +23,10 @@ def charged_statistics(plan: Plan) -> str:
     parts = [f"number, sum and squares per column of {', '.join(means)}"] if means else []
     parts += [f"histogram per column of {', '.join(quantiles)}"] if quantiles else []
     parts += ["patients per class"] if plan.training.class_weights == "balanced" else []
+    products = [n for n, m in plan.modalities.items() if isinstance(m.reduction, Charged)]
+    parts += [f"sums of products of each two columns of {', '.join(products)}"] if products else []
+    chosen = [n for n, m in plan.modalities.items() if isinstance(m.reduction, Lasso)]
+    parts += [f"sums of products of columns of {', '.join(chosen)} with what they are chosen by"] if chosen else []
     return f"statistics of training patients before training: {'; '.join(parts)}"
 
 
@@ -33,7 +39,8 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
     Guarantees:
         - Without privacy that is all that leaves; sums of reductions are named one by one, and the patients of each modality
           that `average = "holders"` sends.
-        - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells.
+        - Under a private plan it names each message of a site that is not noised and charged, and what its timing tells. Names of
+          columns are among them where the plan has patterns without a vocabulary.
     """
     parts = "validation and test patients" if plan.evaluation.split.validation else "test patients"
     privacy = plan.privacy
@@ -48,8 +55,13 @@ def uncharged(plan: Plan, *, runs: int = 1) -> tuple[str, ...]:
             *(counts if plan.strategy.average == "holders" else ()),
             _TABLES.format(parts="validation and test"),
         )
+    asked = [n for n, m in plan.modalities.items() if encoded_columns(m) is None]
     found = [
-        "column names of each site, and which modalities it has",
+        *(
+            [f"each site's names of columns in {', '.join(asked)}: which it has measured, of any patient"]
+            if asked
+            else []
+        ),
         "whether each site takes part: that enough patients consented, and that its files could be read",
         "how long each site computes in a round, which hints at how many patients were sampled",
     ]

@@ -29,6 +29,8 @@ from oncofed_simulations.audit import ATTACKS, AuditOptions, audit, audit_lines
 from oncofed_simulations.compare import CompareOptions, compare, summary_lines
 from oncofed_simulations.consortium import folder_settings
 from oncofed_simulations.curve import CurveOptions, privacy_curve
+from oncofed_simulations.curve import summary_lines as curve_lines
+from oncofed_simulations.curve_points import MECHANISMS
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.flower_engine import check_ray_address
 from oncofed_simulations.raw_cohort import write_raw_cohort
@@ -54,6 +56,10 @@ def _seeds(text: str) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ConfigError(f"--seeds {text}: expected different numbers of at least 0")
     return seeds
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(n.strip() for n in text.split(",") if n.strip())
 
 
 @contextmanager
@@ -137,7 +143,7 @@ def run(
             external=external,
             out=out,
             seeds=_seeds(seeds),
-            only=tuple(n.strip() for n in only.split(",") if n.strip()),
+            only=_names(only),
             min_patients=min_patients,
             baselines=not no_baselines,
             resume=resume,
@@ -181,7 +187,12 @@ def curve(
     sites: Annotated[Path, typer.Option(help="Folder with a folder per hospital.", readable=False)],
     epsilon: Annotated[str, typer.Option(help="Epsilons with commas; inf is no privacy.")] = "1,3,8,inf",
     seeds: Annotated[str, typer.Option(help="Seeds with commas, or FIRST-LAST.")] = "0-4",
-    out: Annotated[Path, typer.Option(help="Where curve.json goes.", readable=False)] = Path("out/curve"),
+    out: Annotated[Path, typer.Option(help="Where curve.json and curve.html go.", readable=False)] = Path("out/curve"),
+    mechanisms: Annotated[str, typer.Option(help="Who draws the noise: names with commas.")] = ",".join(MECHANISMS),
+    modalities: Annotated[str, typer.Option(help="Modalities to read, with commas, in place of all.")] = "",
+    folds: Annotated[
+        int | None, typer.Option(min=2, max=20, help="Folds of patients, in place of the plan's split.")
+    ] = None,
     min_patients: Annotated[
         int | None, typer.Option(min=1, help="Fewest patients of a site, in place of its policy.")
     ] = None,
@@ -204,17 +215,18 @@ def curve(
             out=out,
             epsilons=epsilons,
             seeds=numbers,
+            mechanisms=_names(mechanisms),
+            modalities=_names(modalities),
+            folds=folds,
             min_patients=min_patients,
             jobs=jobs,
             command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
             announce=lambda done, total: progress.update(bar, completed=done, total=total),
         )
         result = privacy_curve(load(study), options)
-    for name, by_epsilon in (result["mechanisms"] | result["differences"]).items():
-        for at, cell in by_epsilon.items():
-            bounds = "" if cell["ci"] is None else f" (95 % {cell['ci'][0]:.4f} to {cell['ci'][1]:.4f})"
-            print(f"{name}, epsilon {at}: {cell['mean']:.4f}{bounds}, {len(cell['per_seed'])} seeds")
-    print(f"curve: {out / 'curve.json'}")
+    for line in curve_lines(result):
+        print(line)
+    print(f"curve: {out / 'curve.html'}")
 
 
 @app.command("audit")
@@ -237,7 +249,7 @@ def attack(
         out=out,
         seed=seed,
         canaries=canaries,
-        attacks=tuple(n.strip() for n in attacks.split(",") if n.strip()),
+        attacks=_names(attacks),
         command=" ".join(["oncofed-simulate", *sys.argv[1:]]),
         announce=lambda what: console.print(f"attack: {what}", markup=False),
     )

@@ -23,6 +23,7 @@ from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError
 from oncofed_shared.features import column_ranges
 from oncofed_shared.messages import Head, Trial
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, SurvivalTask, parse
+from oncofed_shared.plan_reduction import Charged
 from oncofed_shared.scoring import dense, sparse
 from oncofed_simulations.keys import aggregator_key, contributor_for, identities_of
 from oncofed_simulations.loopback import FakeClock, Tap, drive
@@ -83,23 +84,28 @@ def noise_of_each(privacy: Mapping[str, object]) -> dict[str, object]:
     """A `[privacy]` table with noise over the consortium as one in which every site has all the noise, with the same bound."""
     kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
     made = {k: privacy[k] for k in kept} | {"noise": "site", "release_tables": True}
-    spent = privacy.get("statistics_epsilon")
-    if isinstance(spent, float) and isinstance(made["epsilon"], float):
-        # What the study spends on statistics, an arm without them spends on its steps.
-        made["epsilon"] += spent
+    for spent in (privacy.get("statistics_epsilon"), privacy.get("harmonise_epsilon")):
+        if isinstance(spent, float) and isinstance(made["epsilon"], float):
+            # What the study spends before training, an arm that does not spends on its steps.
+            made["epsilon"] += spent
     return made
 
 
 def by_constants(plan: Plan) -> dict[str, Any]:
     """A plan's content in which nothing is learned from patients before training: its declared ranges in place of statistics.
 
-    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean.
+    A plan that charges no statistics has nothing to be changed. A column with knots loses them, for they need a mean; a modality
+    whose columns are reduced by noised sums has all of them.
     """
     content = plan.model_dump(mode="json")
+    if content["privacy"].get("harmonise_epsilon"):
+        content["modalities"] = {n: m | {"harmonise": None} for n, m in content["modalities"].items()}
     if not content["privacy"].get("statistics_epsilon"):
         return content
     for name, modality in content["modalities"].items():
         modality["missing"] = "mask" if modality["missing"] == "impute" else modality["missing"]
+        if isinstance(plan.modalities[name].reduction, Charged):
+            modality["reduction"] = None
         if modality["scaling"] not in {"zscore", "robust"}:
             continue
         modality["scaling"] = "constants"

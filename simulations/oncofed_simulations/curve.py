@@ -8,9 +8,7 @@ site         every site draws all the noise that it needs on its own
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -21,20 +19,18 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from oncofed_client.scratch import Scratch
-from oncofed_shared.errors import ConfigError, OncofedError
-from oncofed_shared.messages import Trial
-from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan, parse
+from oncofed_shared.errors import ConfigError
+from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
 from oncofed_shared.storage import dump_json, write_whole
-from oncofed_simulations.comparisons import pooled_like, with_site_noise, without_privacy
-from oncofed_simulations.consortium import Consortium, Run, folder_settings, open_site
-from oncofed_simulations.exact import exact_numbers
-from oncofed_simulations.folders import site_folders
+from oncofed_simulations.compare_statistics import over_folds
+from oncofed_simulations.curve_page import page
+from oncofed_simulations.curve_points import MECHANISMS, Point, at_epsilon, measure, read_point, reading
+from oncofed_simulations.exact import metric_of
 
-__all__ = ["MECHANISMS", "CurveOptions", "privacy_curve"]
+__all__ = ["CurveOptions", "privacy_curve", "summary_lines"]
 
-MECHANISMS = ("pooled", "consortium", "reference", "site")
 LEVEL = 0.95
+PAIRS = (("consortium", "pooled"), ("consortium", "site"), ("reference", "pooled"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +39,9 @@ class CurveOptions:
 
     Attributes:
         epsilons: infinite for no privacy.
+        mechanisms: those of `MECHANISMS` that are trained.
+        modalities: those of the plan that are read; empty for all.
+        folds: of patients, in place of the plan's split; a seed's score is then the mean over its folds.
         jobs: processes at once.
         announce: called with the number of finished points and of all points.
     """
@@ -51,161 +50,160 @@ class CurveOptions:
     out: Path
     epsilons: tuple[float, ...]
     seeds: tuple[int, ...]
+    mechanisms: tuple[str, ...] = MECHANISMS
+    modalities: tuple[str, ...] = ()
+    folds: int | None = None
     min_patients: int | None = None
     jobs: int = 1
     command: str = ""
     announce: Callable[[int, int], None] = lambda done, total: None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Point:
-    """One seed at one epsilon, in a form that another process can read."""
-
-    plan: dict[str, Any]
-    epsilon: float
-    seed: int
-    sites: Path
-    out: Path
-    minimum: int | None
-
-    @property
-    def path(self) -> Path:
-        return self.out / "points" / f"epsilon-{self.epsilon:g}.seed-{self.seed}.json"
+Scores = Sequence[Sequence[float]]
+"""By seed, and by its folds."""
 
 
-def _at(plan: Plan, epsilon: float, *, reference: bool = False) -> Plan:
-    """The plan with noise over the consortium at an epsilon; scores are not released, for the simulation has exact ones."""
-    privacy = plan.privacy.model_dump(mode="json")
-    if not isinstance(plan.privacy, ConsortiumPrivacy):
-        kept = ("epsilon", "delta", "clip_norm", "sampling_rate", "patients")
-        privacy = {k: privacy[k] for k in kept} | {"noise": "consortium"}
-    privacy |= {"epsilon": epsilon, "score_epsilon": None}
-    if reference:
-        privacy |= {"collude": 0, "drop": 0, "reference": True, "threshold": None}
-    return parse(plan.model_dump(mode="json") | {"privacy": privacy})
-
-
-def _consortium(point: _Point, plan: Plan, name: str) -> Consortium:
-    place = point.out / "work" / f"{point.epsilon:g}-{point.seed}" / name
-    scratch, sites = Scratch(), {}
-    for folder in site_folders(point.sites):
-        settings = folder_settings(folder, plan)
-        try:
-            site = open_site(
-                folder, plan, state=place / "sites" / settings.site.name, minimum=point.minimum, scratch=scratch
-            )
-            site.admit(plan, Trial(seed=point.seed))
-        except OncofedError:
-            continue
-        if not isinstance(plan.privacy, NoPrivacy) and site.name in plan.privacy.patients:
-            sites[site.name] = site
-    return Consortium(plan=plan, sites=sites, externals={}, store=place / "progress")
-
-
-def _score(plan: Plan, consortium: Consortium, run: Run) -> float:
-    metric = "c_index" if plan.tasks[plan.main_task].kind == "survival" else "auc"
-    return exact_numbers(plan, consortium.sites, [[run]])[plan.main_task][metric]
-
-
-def _measure(point: _Point) -> None:
-    """Train every mechanism at one point and write the scores down."""
-    whole, trial = parse(point.plan), Trial(seed=point.seed)
-    private = math.isfinite(point.epsilon)
-    # Without noise it does not matter whose it is.
-    plan = _at(whole, point.epsilon if private else 1.0)
-    main = _consortium(point, plan, "consortium")
-    if private:
-        twin = _consortium(point, _at(whole, point.epsilon, reference=True), "reference")
-        runs = {
-            "pooled": (main, pooled_like(main).pooled(trial)),
-            "consortium": (main, main.federated(trial)),
-            "reference": (twin, twin.federated(trial)),
-            "site": (main, with_site_noise(main).federated(trial, arm="site_noise")),
+def _summary(scores: Scores) -> dict[str, Any]:
+    """Mean and 95 % interval: Student's over seeds, or over folds, corrected for training patients that they share."""
+    seeds = [float(np.mean(each)) for each in scores]
+    made: dict[str, Any] = {"mean": float(np.mean(seeds)), "ci": None, "per_seed": seeds}
+    folds = max(map(len, scores))
+    if folds > 1:
+        estimate = over_folds([v for each in scores for v in each], 1 / (folds - 1))
+        return made | {
+            "ci": None if estimate is None else list(estimate.interval()),
+            "per_fold": list(map(list, scores)),
         }
-    else:
-        free = without_privacy(main)
-        together = free.federated(trial, arm="without_privacy")
-        runs = dict.fromkeys(("consortium", "reference", "site"), (main, together))
-        runs["pooled"] = (main, free.pooled(trial))
-    scores = {name: _score(run.plan, consortium, run) for name, (consortium, run) in runs.items()}
-    write_whole(point.path, dump_json(scores))
-    shutil.rmtree(point.out / "work" / f"{point.epsilon:g}-{point.seed}", ignore_errors=True)
+    if len(seeds) > 1:
+        half = float(stats.t.ppf((1 + LEVEL) / 2, len(seeds) - 1) * np.std(seeds, ddof=1) / math.sqrt(len(seeds)))
+        made["ci"] = [made["mean"] - half, made["mean"] + half]
+    return made
 
 
-def _interval(values: Sequence[float]) -> list[float] | None:
-    """Student's interval of a mean."""
-    if len(values) < 2:
-        return None
-    half = float(stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    mean = float(np.mean(values))
-    return [mean - half, mean + half]
-
-
-def _summary(values: Sequence[float]) -> dict[str, Any]:
-    return {"mean": float(np.mean(values)), "ci": _interval(values), "per_seed": list(values)}
-
-
-def privacy_curve(plan: Plan, options: CurveOptions) -> dict[str, Any]:
-    """Measure and write `curve.json`.
-
-    Points that are in `out` already are not measured again, so that an interrupted command goes on.
-
-    Returns:
-        What the file holds: `mechanisms{name}{epsilon}` and paired `differences{name}{epsilon}`, each with its mean, 95 % interval
-        over seeds, and each seed's.
+def _checked(plan: Plan, options: CurveOptions) -> Plan:
+    """The plan that is measured.
 
     Raises:
-        ConfigError: the study has no privacy, or `out` holds another curve.
+        ConfigError: it has no privacy, or an option names what is not there.
     """
     if isinstance(plan.privacy, NoPrivacy):
         raise ConfigError(
             "privacy.noise: is 'none'; a curve needs a private study's clip norm, sampling rate and roster"
         )
-    mark = dump_json({"plan_hash": plan.hash, "sites": str(options.sites.resolve()), "minimum": options.min_patients})
+    wrong = [m for m in options.mechanisms if m not in MECHANISMS]
+    if wrong or not options.mechanisms:
+        raise ConfigError(f"--mechanisms: no '{', '.join(wrong)}'; there are {', '.join(MECHANISMS)}")
+    unknown = [m for m in options.modalities if m not in plan.modalities]
+    if unknown:
+        raise ConfigError(f"--modalities: no '{unknown[0]}'; there are {', '.join(plan.modalities)}")
+    return reading(plan, options.modalities)
+
+
+def privacy_curve(plan: Plan, options: CurveOptions) -> dict[str, Any]:
+    """Measure, and write `curve.json` and `curve.html`.
+
+    Points that are in `out` already are not measured again, so that an interrupted command goes on.
+
+    Returns:
+        What the file holds: `mechanisms{name}{epsilon}` and paired `differences{name}{epsilon}`, each with its mean, 95 % interval
+        over seeds (or folds), and each seed's; `references{name}`, the same without privacy.
+
+    Raises:
+        ConfigError: the study has no privacy, or `out` holds another curve.
+    """
+    used = _checked(plan, options)
+    mark: dict[str, Any] = {
+        "plan_hash": plan.hash,
+        "modalities": list(options.modalities),
+        "sites": str(options.sites.resolve()),
+        "minimum": options.min_patients,
+    }
+    mark |= {"mechanisms": list(options.mechanisms), "folds": options.folds}
     kept = options.out / "plan.json"
-    if kept.exists() and kept.read_bytes() != mark:
-        raise ConfigError(f"{options.out}: holds the curve of another study; choose another folder")
-    write_whole(kept, mark)
+    if kept.exists() and kept.read_bytes() != dump_json(mark):
+        raise ConfigError(f"{options.out}: holds another curve; choose another folder")
+    write_whole(kept, dump_json(mark))
     content = plan.model_dump(mode="json")
     points = [
-        _Point(plan=content, epsilon=e, seed=s, sites=options.sites, out=options.out, minimum=options.min_patients)
+        Point(
+            plan=content, epsilon=e, seed=s, sites=options.sites, out=options.out, minimum=options.min_patients,
+            mechanisms=options.mechanisms, modalities=options.modalities, folds=options.folds,
+        )
         for s in options.seeds
         for e in options.epsilons
-    ]
-    todo = [p for p in points if not p.path.exists()]
-    options.announce(len(points) - len(todo), len(points))
-    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
-        waiting = [pool.submit(_measure, p) for p in todo]
-        for done, future in enumerate(as_completed(waiting), len(points) - len(todo) + 1):
-            future.result()
-            options.announce(done, len(points))
-    result = _result(plan, options, points)
+    ]  # fmt: skip
+    _measure_all(points, options)
+    result = _result(used, options, points)
     write_whole(options.out / "curve.json", dump_json(result))
+    write_whole(options.out / "curve.html", page(result).encode())
     return result
 
 
-def _result(plan: Plan, options: CurveOptions, points: Sequence[_Point]) -> dict[str, Any]:
-    scores: dict[float, list[Mapping[str, float]]] = {e: [] for e in options.epsilons}
+def _measure_all(points: Sequence[Point], options: CurveOptions) -> None:
+    todo = [p for p in points if not p.path.exists()]
+    options.announce(len(points) - len(todo), len(points))
+    if options.jobs == 1:
+        for done, point in enumerate(todo, len(points) - len(todo) + 1):
+            measure(point)
+            options.announce(done, len(points))
+        return
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        waiting = [pool.submit(measure, p) for p in todo]
+        for done, future in enumerate(as_completed(waiting), len(points) - len(todo) + 1):
+            future.result()
+            options.announce(done, len(points))
+
+
+def _result(plan: Plan, options: CurveOptions, points: Sequence[Point]) -> dict[str, Any]:
+    read: dict[float, list[Mapping[str, Mapping[str, list[float]]]]] = {e: [] for e in options.epsilons}
     for point in points:
-        scores[point.epsilon].append(json.loads(point.path.read_bytes()))
-    privacy = _at(plan, 1.0).privacy
-    assert isinstance(privacy, ConsortiumPrivacy)  # noqa: S101 - `_at` makes no other
-    pairs = (("consortium", "pooled"), ("consortium", "site"), ("reference", "pooled"))
+        read[point.epsilon].append(read_point(point))
+    privacy = at_epsilon(plan, 1.0).privacy
+    assert isinstance(privacy, ConsortiumPrivacy)  # noqa: S101 - `at_epsilon` makes no other
+    names = options.mechanisms
+
+    def apart(a: Sequence[float], b: Sequence[float]) -> list[float]:
+        return [x - y for x, y in zip(a, b, strict=True)]
+
+    first = next(iter(read.values()))
     return {
         "study": plan.study.name,
         "plan_hash": plan.hash,
         "command": options.command,
-        "metric": "c_index" if plan.tasks[plan.main_task].kind == "survival" else "auc",
+        "metric": metric_of(plan, plan.main_task),
         "delta": privacy.delta,
         "sites": len(privacy.patients),
         "drop": privacy.drop,
         "collude": privacy.collude,
         "seeds": list(options.seeds),
+        "folds": options.folds,
+        "modalities": list(plan.modalities),
         "mechanisms": {
-            name: {f"{e:g}": _summary([s[name] for s in each]) for e, each in scores.items()} for name in MECHANISMS
+            name: {f"{e:g}": _summary([s["mechanisms"][name] for s in each]) for e, each in read.items()}
+            for name in names
         },
         "differences": {
-            f"{a} - {b}": {f"{e:g}": _summary([s[a] - s[b] for s in each]) for e, each in scores.items()}
-            for a, b in pairs
+            f"{a} - {b}": {
+                f"{e:g}": _summary([apart(s["mechanisms"][a], s["mechanisms"][b]) for s in each])
+                for e, each in read.items()
+            }
+            for a, b in PAIRS
+            if a in names and b in names
         },
+        "references": {name: _summary([s["references"][name] for s in first]) for name in first[0]["references"]},
     }
+
+
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+    """Every number of a curve as a line for a terminal."""
+    lines = []
+    rows = [
+        (n, f", epsilon {e}", c)
+        for n, by in (result["mechanisms"] | result["differences"]).items()
+        for e, c in by.items()
+    ]
+    for name, at, cell in rows + [(n, ", without privacy", c) for n, c in result["references"].items()]:
+        bounds = "" if cell["ci"] is None else f" (95 % {cell['ci'][0]:.4f} to {cell['ci'][1]:.4f})"
+        folds = f" of {result['folds']} folds" if result["folds"] else ""
+        lines.append(f"{name}{at}: {cell['mean']:.4f}{bounds}, {len(cell['per_seed'])} seeds{folds}")
+    return lines

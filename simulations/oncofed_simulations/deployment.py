@@ -89,9 +89,11 @@ class Service:
     def _read(self) -> None:
         assert self.process is not None  # noqa: S101 - for the type checker
         assert self.process.stdout is not None  # noqa: S101 - for the type checker
-        with contextlib.suppress(ValueError):
-            for line in self.process.stdout:
+        with self.process.stdout as printed:
+            for line in printed:
                 self.lines.append((time.monotonic(), line.rstrip("\n")))
+        # Whoever ended it: nothing of it is left open.
+        self.process.wait()
 
     def said(self, pattern: str) -> list[float]:
         """When it printed lines in which a pattern is found."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import accuracy_score, roc_auc_score
 from sksurv.metrics import concordance_index_censored
 
-from oncofed_client.locations import own_locations
+from oncofed_client.locations import kept_locations, own_locations
 from oncofed_client.session import training_set
 from oncofed_client.site import Site
 from oncofed_server.aggregator import Aggregator, Roster
@@ -45,7 +45,9 @@ def score_patients(sites: Mapping[str, Site], run: Run, scored: Scored) -> None:
         cohort = site.source.cohort(plan)
         parts = site.source.split(plan, cohort, run.trial)
         rows = parts == 2
-        locations = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, parts == 0)
+        locations = kept_locations(site.state, plan, preparation)
+        if locations is None:
+            locations = own_locations(plan, preparation.columns, preparation.harmonisation, cohort, parts == 0)
         data = training_set(plan, preparation, cohort, rows, locations)
         with torch.no_grad():
             predictions = predict(plan, network(data.values, data.seen))

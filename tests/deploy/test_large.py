@@ -64,7 +64,7 @@ def test_a_model_of_200_megabytes_passes(tmp_path: Path, capsys: pytest.CaptureF
         for name in NAMES:
             receipts = json.loads(consortium.call("client", "outbox", consortium.data(name), "--json"))
             (update,) = (r for r in receipts if r["kind"] == "Update")
-            assert update["bytes"] >= MEGABYTES * 10**6
+            assert update["size"] >= MEGABYTES * 10**6
         with capsys.disabled():
             print(
                 f"\n{model.stat().st_size / 1e6:.0f} MB, {status['seconds']} s of the study, {status['bytes_down']} bytes down"

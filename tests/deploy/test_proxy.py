@@ -72,7 +72,7 @@ def _wait(what: str, until: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("hub")
     port = free_port()
     folder = Folder.create(
@@ -96,8 +96,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made = Service(folder=folder, port=port, process=process, key=key)
     try:
         _wait("the node is registered", (folder.run / "registered.json").exists)
-        _wait("the proxy answers", lambda: _open(port))
-        _wait("the bell answers", lambda: made.ask(PULL) == HTTPStatus.TEMPORARY_REDIRECT)
         yield made
     finally:
         children = psutil.Process(process.pid).children(recursive=True)
@@ -105,6 +103,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         assert process.wait(60) == 0
         # Nothing that it started is left.
         assert [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture
+def service(started: Service) -> Service:
+    """The aggregator with all its programs up: the test before, in whatever order, may have killed some."""
+    _wait("the proxy answers", lambda: _open(started.port))
+    _wait("the bell answers", lambda: started.ask(PULL) == HTTPStatus.TEMPORARY_REDIRECT)
+    _wait("the SuperLink answers", lambda: started.ask(FLEET_PATHS[0]) == HTTPStatus.UNAUTHORIZED)
+    return started
 
 
 def _enrol(folder: Folder, site: str, path: Path) -> None:

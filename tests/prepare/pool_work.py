@@ -28,3 +28,11 @@ def work(case: tuple[str, float]) -> float:
 def note_and_wait(folder: str) -> None:
     Path(folder, f"{os.getpid()}.pid").write_text("", encoding="ascii")
     time.sleep(600)
+
+
+def die_once(folder: str) -> str:
+    mark = Path(folder, "died")
+    if not mark.exists():
+        mark.write_text("", encoding="ascii")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"

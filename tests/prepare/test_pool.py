@@ -43,6 +43,22 @@ def test_every_case_has_one_outcome_whatever_its_neighbours_do(jobs: int) -> Non
     assert "its process died" in found["killed", 3.0][0]
 
 
+def test_a_run_ends_however_many_processes_die_however_soon() -> None:
+    # With executors of several processes one such run in a few hundred waited for ever.
+    cases = [("killed", 1.0), ("fine", 1.0), ("killed", 2.0), ("killed", 3.0), ("fine", 2.0), ("fine", 3.0)]
+    for _ in range(5):
+        found = run(cases, 3)
+        assert [found["fine", float(i)] for i in (1, 2, 3)] == [2.0, 4.0, 6.0]
+        assert all("its process died" in found["killed", float(i)][0] for i in (1, 2, 3))
+
+
+def test_a_case_that_only_wanted_to_be_alone_is_done_in_the_end(tmp_path: Path) -> None:
+    from pool_work import die_once  # noqa: PLC0415
+
+    (outcome,) = outcomes([str(tmp_path)], die_once, 2)
+    assert outcome.result == "done"
+
+
 def test_no_more_cases_are_taken_than_are_in_flight() -> None:
     from pool_work import work  # noqa: PLC0415
 

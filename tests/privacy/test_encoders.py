@@ -1,4 +1,4 @@
-"""Encoders of a modality's own under privacy: images, gene graphs and gene sets; what a patient changes, and whose gradient is whose."""
+"""Encoders of a modality's own under privacy: images, gene graphs and gene sets."""
 
 from __future__ import annotations
 

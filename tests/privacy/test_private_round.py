@@ -104,8 +104,10 @@ def test_divisor_and_weight_are_the_plan_s_whoever_is_there(make, monkeypatch) -
         for start, stop in ((0, 64), (0, 32), (32, 64))
     )
     assert whole[-2] == first[-2] == second[-2] == 60
-    # A sum over patients divided by a constant: the halves add up.
-    assert np.allclose(first[:-2] + second[:-2], whole[:-2])
+    # A sum over patients divided by a constant: the halves add up, but for three roundings at a rate of 0.1.
+    grain = Mechanism.for_plan(case.plan, "alpha").integers(case.layout.size).grain
+    assert np.abs(first[:-2] + second[:-2] - whole[:-2]).max() <= 0.1 * 1.51 * grain
+    assert np.abs(whole[:-2]).max() > 100 * grain
 
 
 def test_the_noise_of_a_step_is_the_mechanism_s(make) -> None:

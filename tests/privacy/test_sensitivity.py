@@ -245,7 +245,7 @@ def test_a_layer_whose_sums_could_err_by_more_than_the_margin_is_refused(places,
     if held:
         see_sums(places=places, tokens=tokens)
     else:
-        with pytest.raises(ConfigError, match="lower privacy.microbatch"):
+        with pytest.raises(ConfigError, match=r"lower privacy\.microbatch"):
             see_sums(places=places, tokens=tokens)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from oncofed_client.approvals import approved
@@ -22,6 +23,7 @@ from oncofed_client.reserving import known_parameters
 from oncofed_client.settings import load_settings
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
+from oncofed_shared.charged_statistics import agreed_preparation, charges_statistics, statistics_size
 from oncofed_shared.features import encoded_columns, no_sums, prepare
 from oncofed_shared.layers import shared_layout
 from oncofed_shared.messages import (
@@ -71,7 +73,7 @@ def test_a_review_says_what_is_asked_what_leaves_and_what_it_costs(
         "Only the sum over 3 sites is ever seen",
         "it promises every patient epsilon 3 at delta 1e-05",
         "if all other sites collude:",
-        "exchanges of about 6 s",
+        "exchanges of about 3 s",
         "Nothing here speaks against it",
     ):
         assert words in out, words
@@ -243,7 +245,70 @@ HOLDERS_PLAN = {
 """Changes under which a site sends counts by modality, and sums before the training."""
 
 
-@pytest.mark.parametrize("changes", [{}, HOLDERS_PLAN, PRIVATE_PLAN], ids=["none", "holders", "consortium"])
+CLINICAL = {
+    "table": "clinical",
+    "tokens": "columns",
+    "scaling": "none",
+    "columns": {
+        "age": {"kind": "numeric", "unit": "years", "range": [0, 120]},
+        "sex": {"kind": "categorical", "categories": ["female", "male"]},
+    },
+}
+LISTED = {
+    "privacy": PRIVATE | {"statistics_epsilon": 15.0},
+    "modalities": {
+        "clinical": CLINICAL,
+        "mutations": {
+            "table": "mutations",
+            "patterns": ["{gene}_mut"],
+            "vocabulary": ["TP53_mut", "KRAS_mut", "EGFR_mut", "PTEN_mut", "NOWHERE_mut"],
+            "scaling": "none",
+            "range": [0, 1],
+            "reduction": {"kind": "lasso", "keep": 3, "bound": 1.0},
+        },
+    },
+}
+"""Changes that make it one whose genes are a public list, and reduced inside the budget."""
+
+
+LOCATED = {
+    "privacy": PRIVATE | {"statistics_epsilon": 4.0, "harmonise_epsilon": 2.0},
+    "modalities": {
+        "clinical": CLINICAL,
+        "shape": {
+            "table": "radiomics",
+            "columns": {
+                "shape_Sphericity": {"kind": "numeric", "range": [-2, 3]},
+                "shape_Flatness": {"kind": "numeric", "range": [-2, 3]},
+            },
+            "harmonise": {"kind": "combat"},
+            "reduction": {"kind": "pca", "components": 1},
+        },
+    },
+}
+
+
+def test_a_review_of_a_study_that_harmonises_and_reduces_inside_the_budget(
+    run: Run, site: Path, papers: Papers, make_plan: Make
+):
+    plan = make_plan(**LOCATED)
+    code, out, err = run("review", papers.study(plan), "--site", site)
+    assert code == 0, out + err
+    said = " ".join(out.split())
+    assert "sums of products of each two columns of shape" in said
+    assert "names of columns, as the plan has them" in said
+    # 3 + 4 + 2 for who trains: the location is charged, and not among what leaves.
+    assert "it promises every patient epsilon 9 at delta 1e-05" in said
+    assert (
+        "where this site's own values lie, noised and charged to the ledger, is found from who trains, and kept" in said
+    )
+    assert "location" not in said.split("What would leave")[1].split("Privacy")[0]
+    assert known_parameters(plan, seed=0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, HOLDERS_PLAN, PRIVATE_PLAN, LISTED], ids=["none", "holders", "consortium", "reduced"]
+)
 def test_what_is_said_to_leave_is_what_leaves(
     hospitals: Path, make_plan: Make, tmp_path: Path, changes: dict[str, Any]
 ):
@@ -279,8 +344,11 @@ def test_what_is_said_to_leave_is_what_leaves(
         assert any("for each modality" in what for what in said) == (plan.strategy.average == "holders")
         large = [(r.vector.nbytes, "change") for r in sent if isinstance(r, Update)]
     else:
-        kinds = {Contribution: ("sum of clipped", "histogram", "tables"), Description: "names of columns"}
-        large = [(len(r.content), "clipped") for r in sent if isinstance(r, Contribution)][:3]
+        first = ("statistics of", "sum of clipped", "histogram", "tables")
+        kinds = {Contribution: first, Description: "names of columns"}
+        large = [(len(r.content), "clipped") for r in sent if isinstance(r, Contribution)]
+        before = sum(item.times for what, item in said.items() if what.startswith("statistics of"))
+        large = large[before : before + 3]
     for kind, starts in kinds.items():
         promised = sum(item.times for what, item in said.items() if what.startswith(starts))
         found = sum(isinstance(r, kind) for r in sent)
@@ -292,15 +360,6 @@ def test_what_is_said_to_leave_is_what_leaves(
         assert item.bytes <= size <= item.bytes + 300
 
 
-CLINICAL = {
-    "table": "clinical",
-    "tokens": "columns",
-    "scaling": "none",
-    "columns": {
-        "age": {"kind": "numeric", "unit": "years", "range": [0, 120]},
-        "sex": {"kind": "categorical", "categories": ["female", "male"]},
-    },
-}
 NAMED = {"privacy": PRIVATE, "modalities": {"clinical": CLINICAL}}
 """Changes that make the small plan a private one whose columns are its constants."""
 AT_THE_SITE = PRIVATE_PLAN | {
@@ -309,7 +368,7 @@ AT_THE_SITE = PRIVATE_PLAN | {
 }
 
 
-@pytest.mark.parametrize("changes", [NAMED, AT_THE_SITE], ids=["consortium", "site"])
+@pytest.mark.parametrize("changes", [NAMED, AT_THE_SITE, LISTED], ids=["consortium", "site", "reduced"])
 def test_approving_a_private_study_reserves_all_of_it_and_withdrawing_frees_it(
     *, run: Run, site: Path, state: Path, papers: Papers, make_plan: Make, changes: dict[str, Any]
 ):
@@ -332,6 +391,9 @@ def test_approving_a_private_study_reserves_all_of_it_and_withdrawing_frees_it(
     head = Head(session="session-of-small", step=0, attempt=0, plan_hash=plan.hash, trial=Trial(seed=0))
     columns = {m: encoded_columns(v) or ("a", "b") for m, v in sorted(plan.modalities.items())}
     preparation = prepare(plan, columns, no_sums(plan, columns))
+    if charges_statistics(plan):
+        preparation = agreed_preparation(plan, columns, np.full(statistics_size(plan, columns), 1000.0))
+        columns = preparation.columns
     answer = here.handle(Open(head=head, columns=columns, arrays=preparation.arrays()))
     contributor.ledger.close()
     assert isinstance(answer, Ready), here.journal

@@ -6,6 +6,7 @@ forked from a clean server that has imported everything once; each has one threa
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -72,50 +73,56 @@ def _guarded(work: Callable[[T], R], case: T) -> Outcome[T, R]:
         return Outcome(case=case, result=None, problems=(f"it could not be read: {type(error).__name__} in a library",))
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _process() -> ProcessPoolExecutor:
+    """One process.
+
+    Executors of several are not used: one that breaks while another process of it starts waits for ever (CPython 3.11), and it
+    takes the cases of all its processes with it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["oncofed_client.prepare.pool", "oncofed_client.prepare.cases"])
-    return ProcessPoolExecutor(max_workers=jobs, mp_context=context, initializer=_start)
+    return ProcessPoolExecutor(max_workers=1, mp_context=context, initializer=_start)
 
 
 def outcomes(cases: Iterable[T], work: Callable[[T], R], jobs: int) -> Iterator[Outcome[T, R]]:
     """Do cases in `jobs` processes and give each outcome as soon as it is there.
 
     Args:
-        cases: picklable; taken one by one, when a process is about to be free.
+        cases: picklable; taken one by one, when a process is free.
         work: a function at the top level of a module, not of the script that was started.
         jobs: processes.
 
     Guarantees:
-        - No more than `jobs` + 1 cases are taken from `cases` and not yet given back.
-        - A case whose process dies is an outcome like others; cases beside it are done again, and no other is.
+        - No more than `jobs` + 1 cases are taken from `cases` and not yet given back, but for those whose process died.
+        - A case whose process dies is done once more at the end, with nothing beside it, and no other is done twice.
     """
     waiting = iter(cases)
-    flying: dict[Future[Outcome[T, R]], T] = {}
-    pool = _pool(jobs)
+    flying: dict[Future[Outcome[T, R]], tuple[ProcessPoolExecutor, T]] = {}
+    processes = [_process() for _ in range(jobs)]
+    died: list[T] = []
+
+    def follow(process: ProcessPoolExecutor) -> None:
+        for case in itertools.islice(waiting, 1):
+            flying[_submitted(process, work, case)] = (process, case)
+
     try:
-        while True:
-            while len(flying) <= jobs and (case := next(waiting, None)) is not None:
-                flying[_submitted(pool, work, case)] = case
-            if not flying:
-                break
-            done, _ = wait(flying, return_when=FIRST_COMPLETED)
-            if any(f.exception() is not None for f in done):
-                # The pool is broken and gives nothing more: whoever was in it is a suspect.
-                wait(flying)
-                pool.shutdown(wait=True)
-                suspects = [case for future, case in flying.items() if future.exception() is not None]
-                finished = [future.result() for future in flying if future.exception() is None]
-                flying = {}
-                yield from finished
-                yield from _one_by_one(suspects, work)
-                pool = _pool(jobs)
-                continue
-            for future in done:
-                del flying[future]
-                yield future.result()
+        for process in processes:
+            follow(process)
+        while flying:
+            done = next(iter(wait(flying, return_when=FIRST_COMPLETED).done))
+            process, case = flying.pop(done)
+            if done.exception() is None:
+                follow(process)
+                yield done.result()
+            else:
+                died.append(case)
+                process.shutdown()
+                processes[processes.index(process)] = fresh = _process()
+                follow(fresh)
+        yield from _one_by_one(died, work)
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for process in processes:
+            process.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -135,11 +142,11 @@ def _without_script() -> Iterator[None]:
             setattr(script, name, value)
 
 
-def _submitted(pool: ProcessPoolExecutor, work: Callable[[T], R], case: T) -> Future[Outcome[T, R]]:
-    """Give a case to the pool; where that is already broken, a future that says so."""
+def _submitted(process: ProcessPoolExecutor, work: Callable[[T], R], case: T) -> Future[Outcome[T, R]]:
+    """Give a case to a process; where that has died already, a future that says so."""
     try:
         with _without_script():
-            return pool.submit(_guarded, work, case)
+            return process.submit(_guarded, work, case)
     except BrokenProcessPool as error:
         failed: Future[Outcome[T, R]] = Future()
         failed.set_exception(error)
@@ -147,12 +154,10 @@ def _submitted(pool: ProcessPoolExecutor, work: Callable[[T], R], case: T) -> Fu
 
 
 def _one_by_one(cases: Iterable[T], work: Callable[[T], R]) -> Iterator[Outcome[T, R]]:
-    """Do cases that were in flight when a process died, each in a process of its own, to tell the one that kills."""
+    """Do cases whose process died once more, each in a process of its own: they may only have wanted memory."""
     for case in cases:
-        pool = _pool(1)
-        try:
-            yield _submitted(pool, work, case).result()
-        except BrokenProcessPool:
-            yield Outcome(case=case, result=None, problems=(_DIED,))
-        finally:
-            pool.shutdown(wait=True)
+        with _process() as process:
+            try:
+                yield _submitted(process, work, case).result()
+            except BrokenProcessPool:
+                yield Outcome(case=case, result=None, problems=(_DIED,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from collections import Counter
@@ -16,7 +17,7 @@ from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import free_port, programs
 from oncofed_server.service.running import Service
 from oncofed_server.service.studies import check_writable
-from oncofed_shared.errors import ConfigError
+from oncofed_shared.errors import ConfigError, StorageError
 from oncofed_shared.keeping import Note, keep
 
 __all__ = ["serve"]
@@ -48,7 +49,9 @@ def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Note) -
         def note(event: str, **facts: Any) -> None:
             if event == "program.started":
                 starts[facts["program"]] += 1
-                replace(Service.own(), started=dict(starts)).keep(folder)
+                # Figures for those who look: a full disk is no reason to end a service.
+                with contextlib.suppress(StorageError):
+                    replace(Service.own(), started=dict(starts)).keep(folder)
             say(event, **facts)
 
         Service.own().keep(folder)

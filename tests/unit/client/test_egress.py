@@ -10,7 +10,23 @@ import pytest
 
 from oncofed_client.egress import ANSWERS, check_reply
 from oncofed_shared.errors import LocalProtocolError
-from oncofed_shared.messages import Errand, Head, Reduce, Reduced, Request, Summarise, Summary, Trial
+from oncofed_shared.messages import (
+    Contribute,
+    Contribution,
+    Describe,
+    Description,
+    Errand,
+    Formation,
+    Head,
+    Open,
+    Ready,
+    Reduce,
+    Reduced,
+    Request,
+    Summarise,
+    Summary,
+    Trial,
+)
 from oncofed_shared.plan import Plan, load
 
 STUDIES = Path(__file__).parents[3] / "simulations" / "studies"
@@ -41,3 +57,36 @@ def test_sums_of_reductions_and_harmonisations_leave_under_a_plan_without_privac
                     check_reply(plan, request, reply, site="a")
         with pytest.raises(LocalProtocolError, match="stays here"):
             check_reply(plan, reduce, Summary(head=head, site="a", sums=sums), site="a")
+
+
+def test_a_private_plan_with_reductions_sends_shares_and_nothing_else() -> None:
+    """The kinds of answers of such a run, which `tests/consortium/test_charged_reductions.py` sees on the wire, pass the egress."""
+    plan = load(STUDIES / "reduction_private.toml")
+    head = head_of(plan)
+    formation = Formation(name="f", members=("a", "b", "c"))
+    asked = Contribute(
+        head=head,
+        formation=formation,
+        number=0,
+        kind="statistics",
+        round=0,
+        parameters={},
+        histogram=np.zeros(0),
+        columns={},
+    )
+    passes = (
+        (asked, Contribution(head=head, site="a", content=b"masked", ledger=b"head")),
+        (Describe(head=head), Description(head=head, site="a", columns={}, parts={}, modalities={}, events={})),
+        (Open(head=head, columns={}, arrays={}), Ready(head=head, site="a")),
+    )
+    for request, reply in passes:
+        check_reply(plan, request, reply, site="a")
+    sums = np.zeros(3)
+    stays = (
+        (Reduce(head=head, number=0, columns={}, arrays={}), Reduced(head=head, site="a", sums=sums)),
+        (Summarise(head=head, columns={}), Summary(head=head, site="a", sums=sums)),
+        (asked, Reduced(head=head, site="a", sums=sums)),
+    )
+    for request, reply in stays:
+        with pytest.raises(LocalProtocolError, match="stays here"):
+            check_reply(plan, request, reply, site="a")

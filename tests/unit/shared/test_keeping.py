@@ -16,6 +16,7 @@ from threading import Event
 import psutil
 import pytest
 
+from oncofed_shared.errors import StorageError
 from oncofed_shared.keeping import FIRST_PAUSE, LONGEST_PAUSE, Program, keep, pause_after
 from oncofed_shared.processes import runs
 
@@ -81,6 +82,44 @@ def test_a_program_that_is_killed_is_started_again_and_its_children_are_gone(tmp
     assert not [pid for pid in everybody if runs(pid)]
 
 
+def test_orphans_are_buried(tmp_path):
+    file = tmp_path / "started"
+    with kept(program("one", BODY, str(file))):
+        until(lambda: len(lines(file)) == 1)
+        first, child = lines(file)[0]
+        os.kill(first, signal.SIGKILL)
+        # Not only dead: gone.
+        until(lambda: not psutil.pid_exists(child))
+
+
+def test_what_cannot_be_started_for_a_while_is_started_later(tmp_path):
+    file = tmp_path / "started"
+    full = iter([False, True, True, False])
+
+    def command() -> list[str]:
+        if next(full, False):
+            raise StorageError("the disk is full")
+        return [sys.executable, "-c", BODY, str(file)]
+
+    with kept(Program(name="one", command=command, environment=dict(os.environ))) as said:
+        until(lambda: len(lines(file)) == 1)
+        os.kill(lines(file)[0][0], signal.SIGKILL)
+        until(lambda: len(lines(file)) == 2)
+        assert sum("could not be started: the disk is full" in text for text in said) == 2
+
+
+def test_what_cannot_be_started_the_first_time_is_an_error(tmp_path):
+    def command() -> list[str]:
+        raise StorageError("the disk is full")
+
+    with pytest.raises(StorageError):
+        keep(
+            [program("other", BODY, str(tmp_path / "other")), Program(name="one", command=command, environment={})],
+            stop=Event(), say=lambda text: None, patience=5.0,
+        )  # fmt: skip
+    assert not [pid for line in lines(tmp_path / "other") for pid in line if runs(pid)]
+
+
 def test_what_does_not_end_when_asked_is_ended(tmp_path):
     stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + BODY
     file = tmp_path / "started"
@@ -111,6 +150,7 @@ def test_pauses_grow_to_a_bound():
 KEEPER = """
 import os, sys
 from threading import Event
+from oncofed_shared.errors import StorageError
 from oncofed_shared.keeping import Program, keep
 words = [sys.executable, "-c", sys.argv[1], sys.argv[2]]
 keep([Program(name="one", command=lambda: words, environment=dict(os.environ))], stop=Event(), say=print, patience=1.0)

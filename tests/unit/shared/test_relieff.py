@@ -115,3 +115,18 @@ def test_sums_that_cannot_be_are_refused(bad: float) -> None:
         response_weights(np.full(response_size(2), bad))
     with pytest.raises(RemoteProtocolError, match="negative or not finite"):
         class_weights(np.full(class_size(2, 2), bad), np.ones(2))
+
+
+@pytest.mark.parametrize("patients", [20, 40, 80])
+def test_one_patient_moves_the_sums_by_as_much_as_there_are_patients(patients: int) -> None:
+    """Why a private plan has no ReliefF: there is no bound below the number of patients, whatever bounds their values.
+
+    Patients stand at the corners of a simplex, each as far from all others; one in the middle is the nearest of everybody.
+    """
+    values, middle = np.eye(patients), np.full((1, patients), 1 / patients)
+    classes, answers = np.zeros(patients, dtype=np.int64), np.ones((patients, 1))
+    answers[0] = 0.0
+    with_him = class_sums(np.vstack([values, middle]), np.append(classes, 0), 1, 1)
+    assert np.linalg.norm(with_him - class_sums(values, classes, 1, 1)) > 0.9 * (patients - 2)
+    with_him = response_sums(np.vstack([values, middle]), np.vstack([answers, [[1.0]]]), 1)
+    assert np.linalg.norm(with_him - response_sums(values, answers, 1)) > 0.9 * (patients - 2)

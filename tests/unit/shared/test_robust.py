@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, rv_histogram
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.features import check_sums, column_sums, no_sums, prepare, prepared_input
@@ -94,3 +95,17 @@ def test_a_column_of_nobody_stays_in_the_middle_of_its_range() -> None:
 def test_a_robust_column_needs_a_declared_range(modality: dict[str, Any], where: str) -> None:
     with pytest.raises(ConfigError, match=where):
         plan_of(**modality)
+
+
+def test_quantiles_of_three_hospitals_are_scipys_of_the_pooled_histogram() -> None:
+    """To 1e-6: another library's bins and another library's inverse of their distribution."""
+    plan, rng = plan_of(), np.random.default_rng(9)
+    own = {"m": ("a", "b")}
+    tables = [rng.gamma(3.0, size=(n, 2)) + k for k, n in enumerate((41, 20, 13))]
+    sums = sum(column_sums(plan, own, {"m": t}, own, {"r": np.zeros(0)}) for t in tables)
+    made = prepare(plan, own, np.asarray(sums))
+    for place, column in enumerate(np.concatenate(tables).T):
+        pooled = rv_histogram(np.histogram(column, bins=BINS, range=(-4, 12)), density=False)
+        low, median, high = pooled.ppf([0.25, 0.5, 0.75])
+        np.testing.assert_allclose(made.center[place], median, atol=1e-6)
+        np.testing.assert_allclose(made.spread[place], (high - low) / (norm.ppf(0.75) - norm.ppf(0.25)), atol=1e-6)

@@ -12,7 +12,7 @@ import pytest
 from oncofed_client.cohort import read_cohort
 from oncofed_client.settings import load_settings, settings_from_study
 from oncofed_shared.network_tokens import token_columns
-from oncofed_shared.plan import Plan, SplitColumn, SurvivalTask, compile_pattern, load, parse
+from oncofed_shared.plan import ConsortiumPrivacy, Plan, SplitColumn, SurvivalTask, compile_pattern, load, parse
 from oncofed_shared.rules import RULES
 from oncofed_simulations.flamby import import_flamby
 from oncofed_simulations.folders import site_folders
@@ -173,3 +173,38 @@ def test_glioma_survival_reads_the_hospitals_as_they_lie() -> None:
         "radiomics": 724,
     }
     assert plan.evaluation.subgroups["cohort"].groups == ("GBM", "LGG")
+
+
+@needs_real_data
+def test_the_private_study_of_breast_cancer_reads_the_39_columns_and_learns_no_constant(tmp_path: Path) -> None:
+    plan = study("fed_tcga_brca_private")
+    import_flamby(REAL / "fed_tcga_brca", tmp_path / "sites")
+    tables = headers(tmp_path / "sites", {"clinical": "clinical.csv"})
+    columns = [c for names in judge(plan, tables).values() for c in names]
+    assert len(columns) == 39
+    assert set(columns) == tables["clinical"] - {"patient_id", "E", "T"}
+    assert isinstance(plan.privacy, ConsortiumPrivacy)
+    patients = {
+        f.name: len((f / "clinical.csv").read_text().splitlines()) - 1 for f in site_folders(tmp_path / "sites")
+    }
+    assert plan.privacy.delta <= 1 / (9 * sum(patients.values()))
+    # What every site publishes, four fifths of it, as a round number.
+    assert set(plan.privacy.patients) == set(patients)
+    assert all(abs(plan.privacy.patients[n] - 0.8 * count) <= 6 for n, count in patients.items())
+
+
+@needs_real_data
+def test_the_private_study_of_genes_reads_all_expression_and_the_named_few_of_the_rest() -> None:
+    plan = study("glioma_genomics_private")
+    root = REAL / "glioma"
+    site = settings_from_study(plan.simulation.site or {}, root / "henry-ford")
+    read = judge(plan, headers(root, {name: table.file for name, table in site.tables.items()}))
+    counts = {name: len(columns) for name, columns in read.items()}
+    assert counts == {"clinical": 2, "cnv_arms": 6, "cnv_genes": 3, "mutations": 8, "expression": 1544}
+    assert isinstance(plan.privacy, ConsortiumPrivacy)
+    with_expression = {f.name: f / "expression.csv" for f in site_folders(root) if (f / "expression.csv").exists()}
+    patients = {n: len(p.read_text().splitlines()) - 1 for n, p in with_expression.items()}
+    assert sum(patients.values()) == 494
+    assert plan.privacy.delta <= 1 / (10 * 494)
+    assert set(plan.privacy.patients) == set(patients)
+    assert all(abs(plan.privacy.patients[n] - 0.8 * count) <= 2 for n, count in patients.items())
