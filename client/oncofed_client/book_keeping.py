@@ -8,6 +8,7 @@ From a layer's numbers on, everything is in double precision.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -50,23 +51,23 @@ class Room:
         return kept
 
 
-class Part:
+class Part(ABC):
     """What patients' gradients of one parameter are made of."""
 
+    @abstractmethod
     def squares(self, room: Room) -> tuple[Tensor, Tensor]:
         """Squared length of each patient's gradient, and the same as if nothing in it cancelled, (patients,) float64 both.
 
         Rounding may take `integer_noise.CANCELLED` of the second off the first, and no more.
         """
-        raise AssertionError
 
+    @abstractmethod
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """Add the patients' gradients, each times its factor, to the parameter's part of a sum; `first` overwrites it."""
-        raise AssertionError
 
+    @abstractmethod
     def clear(self, patients: Tensor) -> None:
         """Put zero for some patients: zero times infinity is not zero."""
-        raise AssertionError
 
 
 @dataclass(slots=True)
@@ -182,7 +183,7 @@ class Lookups(Part):
         self.back = torch.where(patients[:, None, None], 0, self.back)
 
 
-Made = Iterable[tuple[nn.Parameter, Part]]
+Made = Iterable[tuple[Tensor, Part]]
 
 
 def _per_place(values: Tensor) -> Tensor:
@@ -293,7 +294,7 @@ def _mixed() -> ConfigError:
 class Book:
     """What the uses of layers in one batch say of their parameters' gradients."""
 
-    _parts: dict[nn.Parameter, list[Part]] = field(default_factory=dict)
+    _parts: dict[Tensor, list[Part]] = field(default_factory=dict)
 
     @torch.no_grad()
     def enter(self, layer: nn.Module, inputs: Tensor, back: Tensor) -> None:
@@ -306,7 +307,7 @@ class Book:
             self._parts.setdefault(parameter, []).append(part)
 
     @torch.no_grad()
-    def parts(self) -> dict[nn.Parameter, Part]:
+    def parts(self) -> dict[Tensor, Part]:
         """Each parameter's gradients, from every use of every layer.
 
         Raises:

@@ -1,9 +1,9 @@
 """Discrete Gaussian noise on integers, by tables of its distribution and AES in counter mode.
 
-Sixteen random bits choose a cell of a table. A value has as many cells as its probability has whole parts of 2**16; what is left of
-all probabilities together is in the remaining cells, and 64 more bits, and then 64 more, choose among that (after Marsaglia, Tsang &
-Wang 2004). A wide discrete Gaussian is a sum of narrow ones, the coarser multiplied (Micciancio & Walter 2017). `docs/noise.md`
-bounds the error, which the mechanism charges to delta.
+Sixteen random bits choose a cell of a table. A value has as many cells as its probability has whole parts of 2**-16; what is left
+of all probabilities together is in the remaining cells, and 64 more bits, and then 64 more, choose among that (after Marsaglia,
+Tsang & Wang 2004). A wide discrete Gaussian is a sum of narrow ones, the coarser multiplied (Micciancio & Walter 2017).
+`docs/noise.md` bounds the error, which the mechanism charges to delta.
 """
 
 from __future__ import annotations

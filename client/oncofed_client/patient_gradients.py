@@ -34,9 +34,9 @@ class _Tap(torch.autograd.Function):
     """A layer's output as it is; on the way back the gradient goes into a book, and is not kept."""
 
     @staticmethod
-    def forward(ctx: Any, made: Tensor, mark: Tensor, book: Book, layer: nn.Module, inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, made: Tensor, mark: Tensor, *use: Any) -> Tensor:
         del mark
-        ctx.use = book, layer, inputs
+        ctx.use = use
         return made.view_as(made)
 
     @staticmethod
@@ -61,7 +61,7 @@ class Hooked:
     """
 
     network: FusionNetwork
-    places: dict[nn.Parameter, tuple[int, int]]
+    places: dict[Tensor, tuple[int, int]]
     room: Room
     mark: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
     book: Book = field(default_factory=Book)
@@ -109,7 +109,8 @@ def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
     Raises:
         ConfigError: a layer has no per-patient gradient.
     """
-    places, start = {}, 0
+    places: dict[Tensor, tuple[int, int]] = {}
+    start = 0
     for parameter in network.named.values():
         places[parameter] = (start, start + parameter.numel())
         start += parameter.numel()
@@ -143,8 +144,8 @@ class Pass:
 
     lengths: Tensor
     _hooked: Hooked
-    _large: dict[nn.Parameter, Part]
-    _small: dict[nn.Parameter, Tensor]
+    _large: dict[Tensor, Part]
+    _small: dict[Tensor, Tensor]
     _all_small: Part
 
     def add(self, factors: Tensor, total: Tensor, *, first: bool) -> None:

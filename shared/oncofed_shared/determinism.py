@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils import deterministic
 
 __all__ = ["one_thread"]
 
@@ -26,12 +25,12 @@ def one_thread() -> Iterator[None]:
     # The same switch as use_deterministic_algorithms, which would import torch's compiler: seconds.
     torch.set_deterministic_debug_mode(_STRICT)
     # Nothing here reads memory before it is written; filling it all the same is a fifth of a step of an image network.
-    filled = deterministic.fill_uninitialized_memory
-    deterministic.fill_uninitialized_memory = False
+    filled = torch._C._get_deterministic_fill_uninitialized_memory()  # noqa: SLF001 - its module is not typed
+    torch._C._set_deterministic_fill_uninitialized_memory(False)  # noqa: SLF001, FBT003
     try:
         yield
     finally:
-        deterministic.fill_uninitialized_memory = filled
+        torch._C._set_deterministic_fill_uninitialized_memory(filled)  # noqa: SLF001
         torch.set_deterministic_debug_mode(mode)
         if threads != 1:
             torch.set_num_threads(threads)

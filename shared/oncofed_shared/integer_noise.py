@@ -51,8 +51,8 @@ FLOATS = 2.0**-11
 """Part of the bound that is kept for floating point: half for the one other patient who changes his place when one is removed, half
 for sums."""
 CANCELLED = 2.0**-24
-"""Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have taken
-off it where numbers cancelled."""
+"""Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have
+taken off it where numbers cancelled."""
 MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**19
 """Patients of a batch squared, times the numbers of which one patient's gradient is a sum; patients of a batch; of a sample. Up to
 these, sums in double precision err by less than half of FLOATS."""

@@ -114,7 +114,7 @@ def _hooks(network: FusionNetwork, plan: Plan, data: TrainingSet) -> Step:
     def work() -> None:
         for _ in range(STEPS):
             optimiser.zero_grad()
-            patient_losses(plan, module(data.values, data.seen), data.goals).sum().backward()
+            patient_losses(plan, module(data.values, data.seen), data.goals).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
     return work
@@ -131,7 +131,7 @@ def _ghost(network: FusionNetwork, plan: Plan, data: TrainingSet) -> Step:
         # As opacus.utils.fast_gradient_clipping_utils does it for losses of one tensor.
         for _ in range(STEPS):
             losses = patient_losses(plan, module(data.values, data.seen), data.goals)
-            losses.sum().backward(retain_graph=True)
+            losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             weights = module.get_clipping_coef()
             module.disable_hooks()
@@ -165,7 +165,7 @@ def ways_of(name: str, way: str) -> tuple[Step, FusionNetwork, Mechanism]:
 
 def _memory(name: str, way: str) -> float:
     """Largest memory of a process that does nothing but some steps, MiB."""
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, name, way]
+    command = [sys.executable, "-m", "oncofed_simulations.bench_clipping", name, way]
     found = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own command
     return float(found.stdout)
 
