@@ -8,9 +8,11 @@ From a layer's numbers on, everything is in double precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the field's own name
@@ -18,8 +20,10 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import see_sums
 
-__all__ = ["KINDS", "Lookups", "Part", "Products", "Room", "Rows", "parts_of"]
+__all__ = ["KINDS", "Book", "Lookups", "Part", "Products", "Room", "Rows"]
 
+SHORT = 512
+"""Length of two vectors together up to which their products with others are made in the network's own precision."""
 BLOCK = 2**20
 """Numbers that are turned into doubles at once: they stay in the processor's cache."""
 
@@ -47,20 +51,23 @@ class Room:
         return kept
 
 
-class Part:
+class Part(ABC):
     """What patients' gradients of one parameter are made of."""
 
+    @abstractmethod
     def squares(self, room: Room) -> tuple[Tensor, Tensor]:
-        """Squared length of each patient's gradient, and the same as if nothing in it cancelled, (patients,) float64 both."""
-        raise AssertionError
+        """Squared length of each patient's gradient, and the same as if nothing in it cancelled, (patients,) float64 both.
 
+        Rounding may take `integer_noise.CANCELLED` of the second off the first, and no more.
+        """
+
+    @abstractmethod
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """Add the patients' gradients, each times its factor, to the parameter's part of a sum; `first` overwrites it."""
-        raise AssertionError
 
+    @abstractmethod
     def clear(self, patients: Tensor) -> None:
         """Put zero for some patients: zero times infinity is not zero."""
-        raise AssertionError
 
 
 @dataclass(slots=True)
@@ -105,13 +112,24 @@ class Products(Part):
 
     def squares(self, room: Room) -> tuple[Tensor, Tensor]:
         """See `Part`."""
-        inputs, back = self._doubles(room)
-        # (sum_t b_t a_t^T : the same) = sum_ts (a_t . a_s)(b_t . b_s)
-        apart = inputs.square().sum(dim=(1, 2)) * back.square().sum(dim=(1, 2))
-        if inputs.shape[1] == 1:
+        (_, tokens, into), out = self.inputs.shape, self.back.shape[2]
+        if tokens == 1:
+            inputs, back = (v[:, 0] for v in self._doubles(room))
+            apart = torch.linalg.vecdot(inputs, inputs) * torch.linalg.vecdot(back, back)
             return apart, apart
-        whole = (torch.bmm(inputs, inputs.mT) * torch.bmm(back, back.mT)).sum(dim=(1, 2))
-        return whole, apart
+        slack, lowest = 0.0, 0.0
+        inputs, back = self.inputs, self.back
+        if inputs.dtype is not torch.float64 and into + out <= SHORT:
+            # Products of short vectors in single precision: what rounding may take off is added, and what is too small for it.
+            slack, lowest = (into + out + tokens) * 2.0**-23, tokens * (into + out) * 2.0**-120
+        else:
+            inputs, back = self._doubles(room)
+        # (sum_t b_t a_t^T : the same) = sum_ts (a_t . a_s)(b_t . b_s)
+        read, own = torch.bmm(inputs, inputs.mT).double(), torch.bmm(back, back.mT).double()
+        whole = torch.linalg.vecdot(read.flatten(1), own.flatten(1))
+        one, other = (v.diagonal(dim1=1, dim2=2).sum(dim=1) for v in (read, own))
+        apart = one * other
+        return whole + slack * apart + lowest * tokens * (one + other + lowest), apart
 
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """See `Part`."""
@@ -165,7 +183,7 @@ class Lookups(Part):
         self.back = torch.where(patients[:, None, None], 0, self.back)
 
 
-Made = Iterable[tuple[nn.Parameter, Part]]
+Made = Iterable[tuple[Tensor, Part]]
 
 
 def _per_place(values: Tensor) -> Tensor:
@@ -181,25 +199,30 @@ def _linear(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
         yield layer.bias, Rows(other.sum(dim=1))
 
 
-def _affine(layer: nn.Module, back: Tensor, normed: Tensor, kept: Sequence[int]) -> Made:
-    """Weight and bias of a norm; `kept` are the dimensions over which it has numbers of its own."""
-    over = [d for d in range(1, back.dim()) if d not in kept]
-    for name, values in (("weight", back * normed), ("bias", back)):
-        parameter = getattr(layer, name)
+def _layer_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
+    assert isinstance(layer, nn.LayerNorm)  # noqa: S101
+    shape = layer.normalized_shape
+    normed = F.layer_norm(inputs, shape, eps=layer.eps)
+    over = list(range(1, inputs.dim() - len(shape)))
+    for parameter, values in ((layer.weight, back * normed), (layer.bias, back)):
         if parameter is not None:
             yield parameter, Rows((values.sum(dim=over) if over else values).flatten(start_dim=1))
 
 
-def _layer_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
-    assert isinstance(layer, nn.LayerNorm)  # noqa: S101
-    shape = layer.normalized_shape
-    kept = range(inputs.dim() - len(shape), inputs.dim())
-    return _affine(layer, back, F.layer_norm(inputs, shape, eps=layer.eps), kept)
-
-
 def _group_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
     assert isinstance(layer, nn.GroupNorm)  # noqa: S101
-    return _affine(layer, back, F.group_norm(inputs, layer.num_groups, eps=layer.eps), (1,))
+    n, channels = inputs.shape[:2]
+    read, own = inputs.reshape(n, channels, -1), back.reshape(n, channels, -1)
+    sums = own.sum(dim=2)
+    _, mean, scale = torch.native_group_norm(read, None, None, n, channels, read.shape[2], layer.num_groups, layer.eps)
+    mean, scale = (v.view(n, -1).repeat_interleave(channels // layer.num_groups, dim=1) for v in (mean, scale))
+    # The sum of back x (input - mean) / deviation over places, without writing down what was normalised; by numpy, which needs a
+    # seventh of torch's time for it.
+    dots = torch.from_numpy(np.vecdot(own.numpy(), read.numpy()))
+    if layer.weight is not None:
+        yield layer.weight, Rows((dots - mean * sums) * scale)
+    if layer.bias is not None:
+        yield layer.bias, Rows(sums)
 
 
 def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
@@ -267,15 +290,27 @@ def _mixed() -> ConfigError:
     return ConfigError("model: layers of different kinds share a parameter, so it has no gradient per patient")
 
 
-def parts_of(uses: Iterable[tuple[nn.Module, Tensor, Tensor]]) -> dict[nn.Parameter, Part]:
-    """Each parameter's gradients of a batch, from every use of every layer: the layer, its input, the gradient at its output.
+@dataclass(frozen=True, slots=True)
+class Book:
+    """What the uses of layers in one batch say of their parameters' gradients."""
 
-    Raises:
-        ConfigError: layers of different kinds share a parameter, or a product has so many terms that the margin for sums in
-            double precision does not hold.
-    """
-    found: dict[nn.Parameter, list[Part]] = {}
-    for layer, inputs, back in uses:
+    _parts: dict[Tensor, list[Part]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def enter(self, layer: nn.Module, inputs: Tensor, back: Tensor) -> None:
+        """Note a use of a layer: its input, and the gradient at its output.
+
+        Raises:
+            ConfigError: a product has so many terms that the margin for sums in double precision does not hold.
+        """
         for parameter, part in KINDS[type(layer)](layer, inputs, back):
-            found.setdefault(parameter, []).append(part)
-    return {parameter: _joined(parts) for parameter, parts in found.items()}
+            self._parts.setdefault(parameter, []).append(part)
+
+    @torch.no_grad()
+    def parts(self) -> dict[Tensor, Part]:
+        """Each parameter's gradients, from every use of every layer.
+
+        Raises:
+            ConfigError: layers of different kinds share a parameter, or as for a use.
+        """
+        return {parameter: _joined(parts) for parameter, parts in self._parts.items()}

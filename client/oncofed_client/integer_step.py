@@ -56,7 +56,7 @@ def places_of(plan: Plan) -> int:
         return most
     expected = privacy.sampling_rate * max(privacy.patients.values())
     usual = expected + 2 * math.sqrt(expected * (1 - privacy.sampling_rate))
-    return min(most, max(FEWEST_PLACES, 2 ** math.ceil(math.log2(usual))))
+    return min(most, 1 << math.ceil(math.log2(max(usual, FEWEST_PLACES))))
 
 
 def sample(random: Randomness, rate: float, patients: int) -> Tensor:

@@ -1,9 +1,9 @@
 """Discrete Gaussian noise on integers, by tables of its distribution and AES in counter mode.
 
-Sixteen random bits choose a cell of a table. A value has as many cells as its probability has whole parts of 2**16; what is left of
-all probabilities together is in the remaining cells, and 64 more bits, and then 64 more, choose among that (after Marsaglia, Tsang &
-Wang 2004). A wide discrete Gaussian is a sum of narrow ones, the coarser multiplied (Micciancio & Walter 2017). `docs/noise.md`
-bounds the error, which the mechanism charges to delta.
+Sixteen random bits choose a cell of a table. A value has as many cells as its probability has whole parts of 2**-16; what is left
+of all probabilities together is in the remaining cells, and 64 more bits, and then 64 more, choose among that (after Marsaglia,
+Tsang & Wang 2004). A wide discrete Gaussian is a sum of narrow ones, the coarser multiplied (Micciancio & Walter 2017).
+`docs/noise.md` bounds the error, which the mechanism charges to delta.
 """
 
 from __future__ import annotations
@@ -107,14 +107,13 @@ def table(sigma: float, multiplier: int = 1) -> Table:
     function = [(s << PRECISION) // sums[-1] for s in sums]
     upper = np.array([f >> 64 for f in function[:-1]], dtype=np.uint64)
     starts = (upper >> np.uint64(64 - CELL)).astype(np.int64)
-    kind = np.int32 if multiplier * end < LARGEST else np.int64
-    cells = np.zeros(1 << CELL, dtype=kind)
+    cells = np.zeros(1 << CELL, dtype=np.int64)
     cells[:decided] = np.repeat(np.arange(-end, end + 1) * multiplier, whole)
     return Table(
         end=end,
         multiplier=multiplier,
         decided=decided,
-        cells=cells,
+        cells=cells.astype(np.int32) if multiplier * end < LARGEST else cells,
         function=function,
         upper=upper,
         guide=np.searchsorted(starts, np.arange(1 << CELL), side="left").astype(np.int32),
@@ -165,21 +164,22 @@ def discrete_gaussian(random: Randomness, sigma: float, count: int) -> NDArray[n
         raise ValueError(message)
     parts = [table(width, multiplier) for multiplier, width in levels(sigma)]
     kind = np.int32 if reach(sigma) < LARGEST else np.int64
-    drawn, part = np.empty(count, dtype=kind), np.empty(min(count, CHUNK), dtype=kind)
+    drawn = np.empty(count, dtype=np.int64)
+    summed, part = np.empty((2, min(count, CHUNK)), dtype=kind)
     left: list[list[NDArray[np.int64]]] = [[] for _ in parts]
     for start in range(0, count, CHUNK):
         piece = drawn[start : start + CHUNK]
         for i, own in enumerate(parts):
             cells = random.halves(len(piece))
-            into = part[: len(piece)] if i else piece
             # "clip" spares a copy; no index is out of range.
-            np.take(own.cells.astype(kind, copy=False), cells, out=into, mode="clip")
+            np.take(own.cells.astype(kind, copy=False), cells, out=(part if i else summed)[: len(piece)], mode="clip")
             if i:
-                piece += into
+                summed += part
             if own.decided < 1 << CELL:
                 left[i].append(start + np.flatnonzero(cells >= np.uint16(own.decided)))
+        piece[:] = summed[: len(piece)]
     # All that no cell decided at once: each of these operations takes a while for few numbers too.
     for own, places in zip(parts, left, strict=True):
         where = np.concatenate([np.zeros(0, dtype=np.int64), *places])
-        drawn[where] += own.rest(random, len(where)).astype(kind, copy=False)
-    return drawn.astype(np.int64, copy=False)
+        drawn[where] += own.rest(random, len(where))
+    return drawn

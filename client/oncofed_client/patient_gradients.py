@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from oncofed_client.book_keeping import KINDS, Part, Room, Rows, parts_of
+from oncofed_client.book_keeping import KINDS, Book, Part, Room, Rows
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import CANCELLED
@@ -29,35 +30,53 @@ SMALL = 2**11
 Loss = Callable[[Plan, Mapping[str, Tensor], Mapping[str, Target]], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+class _Tap(torch.autograd.Function):
+    """A layer's output as it is; on the way back the gradient goes into a book, and is not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, made: Tensor, mark: Tensor, *use: Any) -> Tensor:
+        del mark
+        ctx.use = use
+        return made.view_as(made)
+
+    @staticmethod
+    def backward(ctx: Any, *grown: Any) -> Any:
+        book, layer, inputs = ctx.use
+        book.enter(layer, inputs, grown[0])
+        return grown[0], None, None, None, None
+
+
+@dataclass(kw_only=True, slots=True)
 class Hooked:
-    """A network whose layers note what went in and what came out.
+    """A network whose layers write into a book what went in and which gradient came back.
 
     Attributes:
         network: what is hooked.
         places: start and stop of each parameter's coordinates in the order of the layout.
         room: memory for all steps.
+        mark: what the way back leads to; by way of layers' outputs, and not of parameters, whose gradients would be sums over the
+            batch, which nobody needs.
+        book: of the batch that is in the network.
+        sizes: numbers of rows that layers were given since it was emptied.
     """
 
     network: FusionNetwork
-    places: dict[nn.Parameter, tuple[int, int]]
+    places: dict[Tensor, tuple[int, int]]
     room: Room
-    _noted: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
+    mark: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    book: Book = field(default_factory=Book)
+    sizes: set[int] = field(default_factory=set)
 
     @property
     def size(self) -> int:
         """Number of parameters."""
         return max(stop for _, stop in self.places.values())
 
-    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> None:
+    def note(self, layer: nn.Module, inputs: tuple[Tensor, ...], made: Tensor) -> Tensor:
         """Hook of a layer's forward pass."""
-        self._noted.append((layer, inputs[0].detach(), made))
-
-    def noted(self) -> list[tuple[nn.Module, Tensor, Tensor]]:
-        """Layer, input and output of each use of a layer since this was last asked."""
-        taken = list(self._noted)
-        self._noted.clear()
-        return taken
+        self.sizes.add(len(inputs[0]))
+        tapped: Tensor = _Tap.apply(made, self.mark, self.book, layer, inputs[0].detach())  # type: ignore[no-untyped-call]
+        return tapped
 
 
 _ODD = "max_norm", "scale_grad_by_freq", "sparse"
@@ -90,7 +109,8 @@ def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
     Raises:
         ConfigError: a layer has no per-patient gradient.
     """
-    places, start = {}, 0
+    places: dict[Tensor, tuple[int, int]] = {}
+    start = 0
     for parameter in network.named.values():
         places[parameter] = (start, start + parameter.numel())
         start += parameter.numel()
@@ -124,8 +144,8 @@ class Pass:
 
     lengths: Tensor
     _hooked: Hooked
-    _large: dict[nn.Parameter, Part]
-    _small: dict[nn.Parameter, Tensor]
+    _large: dict[Tensor, Part]
+    _small: dict[Tensor, Tensor]
     _all_small: Part
 
     def add(self, factors: Tensor, total: Tensor, *, first: bool) -> None:
@@ -149,7 +169,6 @@ class Pass:
             elif parameter in sums:
                 total[start:stop] += sums[parameter]
 
-
     def each(self) -> Tensor:
         """Everybody's gradient, (places, parameters) float64, as sums in which all others count nothing: for those who check."""
         made = torch.empty(len(self.lengths), self._hooked.size, dtype=torch.float64)
@@ -159,8 +178,8 @@ class Pass:
 
 
 @torch.no_grad()
-def _measured(hooked: Hooked, uses: list[tuple[nn.Module, Tensor, Tensor]], places: int) -> Pass:
-    large = parts_of(uses)
+def _measured(hooked: Hooked, places: int) -> Pass:
+    large = hooked.book.parts()
     # Many short vectors take as long as one long one each.
     small = {p: r.rows for p, r in large.items() if isinstance(r, Rows) and r.rows.shape[1] <= SMALL}
     large = {p: r for p, r in large.items() if p not in small}
@@ -191,14 +210,12 @@ def backward(hooked: Hooked, plan: Plan, batch: TrainingSet, loss: Loss) -> Pass
         - A place's length and its share of a sum depend on the place and its patient alone, for batches of one size.
 
     Raises:
-        ConfigError: a layer was given something else than a row per patient, or see `book_keeping.parts_of`.
+        ConfigError: a layer was given something else than a row per patient, or see `book_keeping.Book`.
     """
-    hooked.noted()
+    hooked.book = Book()
+    hooked.sizes.clear()
     losses = loss(plan, hooked.network(batch.values, batch.seen), batch.goals)
-    noted = hooked.noted()
-    if any(len(inputs) != len(batch) for _, inputs, _ in noted):
+    if hooked.sizes != {len(batch)}:
         raise ConfigError("model: a layer does not read one row per patient, so it cannot be trained privately")
-    # To what layers gave, and not to their parameters: those gradients would be sums over the batch, which nobody needs.
-    grown = torch.autograd.grad(losses.sum(), [made for _, _, made in noted], allow_unused=True)
-    uses = [(layer, inputs, back) for (layer, inputs, _), back in zip(noted, grown, strict=True) if back is not None]
-    return _measured(hooked, uses, len(batch))
+    torch.autograd.grad(losses.sum(), [hooked.mark], allow_unused=True)
+    return _measured(hooked, len(batch))

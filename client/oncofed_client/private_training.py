@@ -74,14 +74,18 @@ def private_update(
     step, (decay, l1) = optimiser_step(plan, weights), strengths(plan, network)
     integers = mechanism.integers(layout.size)
     scale = integers.grain / mechanism.expected_batch
+    penalised = bool(plan.training.weight_decay or plan.training.deep_decay or plan.training.l1)
+    gradient = torch.empty_like(weights)
     with per_patient(network) as hooked:
         for _ in range(plan.training.local_steps):
             rows = sample(random, mechanism.sampling_rate, len(data))
             total = integer_sum(hooked, plan, data, rows, integers, loss=loss)
             total += discrete_gaussian(random, integers.share_sigma, layout.size)
-            gradient = torch.from_numpy(total * scale).to(weights.dtype) + decay * weights + l1 * weights.sign()
+            gradient.copy_(torch.from_numpy(total)).mul_(scale)
+            if penalised:
+                gradient += decay * weights + l1 * weights.sign()
             for term in terms:
-                gradient = gradient + term(weights)
+                gradient += term(weights)
             step(gradient)
     change = (weights.numpy().astype(np.float64) - before) * mechanism.patients
     return np.concatenate([change, [mechanism.patients, 0.0]])

@@ -51,9 +51,9 @@ FLOATS = 2.0**-11
 """Part of the bound that is kept for floating point: half for the one other patient who changes his place when one is removed, half
 for sums."""
 CANCELLED = 2.0**-24
-"""Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have taken
-off it where numbers cancelled."""
-MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**20
+"""Part of the sum of squares without signs by which a patient's squared length is taken for longer: more than rounding may have
+taken off it where numbers cancelled."""
+MOST_TERMS, MOST_PLACES, MOST_PATIENTS = 2**25, 512, 2**19
 """Patients of a batch squared, times the numbers of which one patient's gradient is a sum; patients of a batch; of a sample. Up to
 these, sums in double precision err by less than half of FLOATS."""
 LARGEST_BOUND = 2**26
@@ -114,7 +114,7 @@ class IntegerNoise:
         share_sigma: standard deviation of one share of noise, in integer steps.
 
     Guarantees:
-        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, and floating point by `FLOATS`.
+        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, floating point by `FLOATS`.
         - The parameter of the discrete Gaussian is at least SMALLEST_SHARE.
     """
 

@@ -86,7 +86,7 @@ class ConsortiumPrivacy(_Sampled):
         collude: sites that may tell the aggregator their share of the noise.
         threshold: sites that open a sum together; the smallest legal number where none is given.
         ring_bits: width of the integers that are summed.
-        microbatch: patients whose gradients are in memory at once.
+        microbatch: most patients whose gradients are computed at once.
         score_epsilon: bound for one test patient over the noised tables from which scores are read; without it, no table.
     """
 

@@ -6,7 +6,6 @@ AES; Opacus draws from torch's generator, which can be predicted.
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import time
@@ -115,7 +114,7 @@ def _hooks(network: FusionNetwork, plan: Plan, data: TrainingSet) -> Step:
     def work() -> None:
         for _ in range(STEPS):
             optimiser.zero_grad()
-            patient_losses(plan, module(data.values, data.seen), data.goals).sum().backward()
+            patient_losses(plan, module(data.values, data.seen), data.goals).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
 
     return work
@@ -132,7 +131,7 @@ def _ghost(network: FusionNetwork, plan: Plan, data: TrainingSet) -> Step:
         # As opacus.utils.fast_gradient_clipping_utils does it for losses of one tensor.
         for _ in range(STEPS):
             losses = patient_losses(plan, module(data.values, data.seen), data.goals)
-            losses.sum().backward(retain_graph=True)
+            losses.sum().backward(retain_graph=True)  # type: ignore[no-untyped-call]
             optimiser.zero_grad()
             weights = module.get_clipping_coef()
             module.disable_hooks()
@@ -166,7 +165,7 @@ def ways_of(name: str, way: str) -> tuple[Step, FusionNetwork, Mechanism]:
 
 def _memory(name: str, way: str) -> float:
     """Largest memory of a process that does nothing but some steps, MiB."""
-    command = [sys.executable, "-m", __spec__.name if __spec__ else __name__, name, way]
+    command = [sys.executable, "-m", "oncofed_simulations.bench_clipping", name, way]
     found = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - our own command
     return float(found.stdout)
 
@@ -200,12 +199,16 @@ def clipping(folder: Path) -> list[Measure]:
         least, drawing, size = _timed(name)
         plain, ours = least["plain"], least["ours"]
         memory = {way: _memory(name, way) for way in ("plain", "ours")}
-        note = f"{size:,} parameters, batch {BATCH}, smallest of {REPEATS}; drawing noise is {1000 * drawing:.3g} ms of it"
+        note = (
+            f"{size:,} parameters, batch {BATCH}, smallest of {REPEATS}; drawing noise is {1000 * drawing:.3g} ms of it"
+        )
         rows += [
             Measure(name=f"{name}: plain step", value=1000 * plain, unit="ms"),
             Measure(name=f"{name}: private step", value=1000 * ours, unit="ms", note=note),
             Measure(name=f"{name}: private / plain", value=ours / plain, unit="x", goal=kind.goal),
-            Measure(name=f"{name}: private / plain, noise drawn", value=(ours - drawing) / plain, unit="x", note="before"),
+            Measure(
+                name=f"{name}: private / plain, noise drawn", value=(ours - drawing) / plain, unit="x", note="before"
+            ),
             *(Measure(name=f"{name}: {way} / plain", value=least[way] / plain, unit="x") for way in WAYS[2:]),
             Measure(name=f"{name}: ghost / private", value=least["Opacus ghost"] / ours, unit="x"),
             Measure(
@@ -226,7 +229,9 @@ def _main(name: str, way: str) -> None:
         warnings.filterwarnings("ignore", message="Full backward hook is firing")
         for _ in range(MEMORY_STEPS):
             work()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE / MEBIBYTE)
+    # Not getrusage's, which is that of the process that started this one where that was larger.
+    (peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    print(int(peak.split()[1]) * KIBIBYTE / MEBIBYTE)
 
 
 if __name__ == "__main__":

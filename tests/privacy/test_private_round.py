@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import stats
 
+from oncofed_client import private_training
 from oncofed_client.integer_step import sample
 from oncofed_client.noise import discrete_gaussian
 from oncofed_client.private_training import private_update
@@ -17,11 +18,10 @@ from oncofed_shared.privacy import Mechanism
 LINEAR = {"model.layers": 0, "training.local_steps": 1, "training.dtype": "float64"}
 
 
-class Silent(Randomness):
-    """The median of every distribution: everybody enters at a rate of one, and the noise is zero. The clipped mean is left."""
-
-    def words(self, count):
-        return np.full(count, 0x8000800080008000, dtype=np.uint64)
+def silent(patch: pytest.MonkeyPatch) -> Randomness:
+    """A stream by which noise is drawn as nothing: the clipped mean is left."""
+    patch.setattr(private_training, "discrete_gaussian", lambda random, sigma, count: np.zeros(count, dtype=np.int64))
+    return Randomness.repeatable("silent")
 
 
 def update(case, random, **changes):
@@ -49,30 +49,45 @@ def test_patients_enter_with_the_rate_each_for_himself(make) -> None:
     assert abs(steps) < 4.5 / np.sqrt(entered.size)
 
 
+def test_every_order_of_those_who_entered_is_equally_likely() -> None:
+    random, times = Randomness.repeatable("order"), 6000
+    last, pairs = np.zeros(8), 0
+    for _ in range(times):
+        order = sample(random, 0.9, 8).tolist()
+        if order:
+            last[order[-1]] += 1
+        pairs += order.index(0) < order.index(5) if {0, 5} <= set(order) else 0.5
+    assert stats.chisquare(last).pvalue > 1e-3
+    assert abs(pairs / times - 0.5) < 4.5 * 0.5 / np.sqrt(times)
+    # With a rate of one too, where no coin decides anything.
+    first = np.bincount([int(sample(random, 1.0, 5)[0]) for _ in range(times)], minlength=5)
+    assert stats.chisquare(first).pvalue > 1e-3
+
+
 def test_a_rate_of_one_takes_everybody_and_nobody_is_sampled_from_nobody() -> None:
     random = Randomness.repeatable("coins")
-    assert sample(random, 1.0, 64).tolist() == list(range(64))
+    assert sorted(sample(random, 1.0, 64).tolist()) == list(range(64))
     assert len(sample(random, 1.0, 0)) == 0
 
 
-def test_without_noise_and_clipping_it_is_the_plain_step_over_the_public_count(make) -> None:
+def test_without_noise_and_clipping_it_is_the_plain_step_over_the_public_count(make, monkeypatch) -> None:
     whole = {"privacy.clip_norm": 300.0, "privacy.sampling_rate": 1.0, "privacy.patients": {"alpha": 64}}
     case = make({**LINEAR, **whole, "training.weight_decay": 0.3, "training.l1": 0.1})
     plain = local_update(
         case.plan, case.network, case.layout, case.patients, parameters := case.parameters, key="0|alpha|1"
     )
     case.network.load_state_dict({n: torch.from_numpy(a) for n, a in parameters.items()})
-    private = update(case, Silent(bytes(32), bytes(16)))
-    # Each of 64 patients is rounded by up to half a grain; at a rate of 0.1, five standard deviations of that sum.
+    private = update(case, silent(monkeypatch))
+    # The sum is rounded by up to half a grain, at a rate of 0.1.
     grain = Mechanism.for_plan(case.plan, "alpha").integers(case.layout.size).grain
-    rounding = 5 * 0.1 * np.sqrt(64 / 12) * grain
+    rounding = 0.1 * 0.51 * grain
     assert np.abs(private[:-2] - plain[:-2]).max() <= rounding
     assert np.abs(plain[:-2]).max() > 100 * rounding
     assert private[-2] == plain[-2] == 64
     assert private[-1] == 0, "losses stay at the site"
 
 
-def test_divisor_and_weight_are_the_plan_s_whoever_is_there(make) -> None:
+def test_divisor_and_weight_are_the_plan_s_whoever_is_there(make, monkeypatch) -> None:
     case = make({**LINEAR, "privacy.clip_norm": 300.0, "privacy.sampling_rate": 1.0})
     parameters = case.parameters
     whole, first, second = (
@@ -83,14 +98,16 @@ def test_divisor_and_weight_are_the_plan_s_whoever_is_there(make) -> None:
             case.patients.rows(torch.arange(start, stop)),
             parameters,
             mechanism=Mechanism.for_plan(case.plan, "alpha"),
-            random=Silent(bytes(32), bytes(16)),
+            random=silent(monkeypatch),
             key="k",
         )
         for start, stop in ((0, 64), (0, 32), (32, 64))
     )
     assert whole[-2] == first[-2] == second[-2] == 60
-    # A sum over patients divided by a constant: the halves add up.
-    assert np.allclose(first[:-2] + second[:-2], whole[:-2])
+    # A sum over patients divided by a constant: the halves add up, but for three roundings at a rate of 0.1.
+    grain = Mechanism.for_plan(case.plan, "alpha").integers(case.layout.size).grain
+    assert np.abs(first[:-2] + second[:-2] - whole[:-2]).max() <= 0.1 * 1.51 * grain
+    assert np.abs(whole[:-2]).max() > 100 * grain
 
 
 def test_the_noise_of_a_step_is_the_mechanism_s(make) -> None:
@@ -138,7 +155,7 @@ def test_patients_move_the_model_beyond_the_noise(make) -> None:
     parameters = case.parameters
     with_them = update(case, random[0])
     mechanism = Mechanism.for_plan(case.plan, "alpha")
-    random[1].uniforms(len(case.patients))  # the coins that were tossed for them
+    sample(random[1], mechanism.sampling_rate, len(case.patients))  # the coins that were tossed for them
     without = private_update(
         case.plan, case.network, case.layout, nobody, parameters, mechanism=mechanism, random=random[1], key="k"
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from oncofed_shared.plan import load, parse
 from oncofed_simulations.bare import Workload
 from oncofed_simulations.bench import BENCHMARKS, DEMO, main
+from oncofed_simulations.bench_clipping import WAYS, ways_of
 from oncofed_simulations.bench_measure import Measure
 
 
@@ -40,3 +43,15 @@ def test_unknown_benchmarks_are_named(capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr()
     assert "speed" in printed.err
     assert all(name in printed.err for name in BENCHMARKS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_of_a_step_trains_the_network_that_is_timed(way: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Full backward hook is firing")
+        work, network, _ = ways_of("linear-heavy", way)
+        before = network.vector.clone()
+        work()
+    assert 950_000 < len(before) < 1_050_000
+    assert torch.isfinite(network.vector).all()
+    assert (network.vector != before).float().mean() > 0.5
