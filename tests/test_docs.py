@@ -14,7 +14,8 @@ from oncofed_client import settings
 from oncofed_client.genomics.settings import GenomicsSettings
 from oncofed_client.imaging import settings as imaging
 from oncofed_client.units import known_units
-from oncofed_server.aggregator import FATAL_CODES, Phase
+from oncofed_server.aggregator import FATAL_CODES
+from oncofed_server.run_state import Phase
 from oncofed_shared import messages, plan, plan_harmonise, plan_modalities, plan_reduction
 from oncofed_simulations.compare_search import SearchRange
 from oncofed_simulations.synthetic import CohortSettings

@@ -16,7 +16,9 @@ from typing import Any
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from oncofed_server.aggregator import Aggregator, Cost, Outgoing, Received, Start, Tick
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Outgoing, Received, Start, Tick
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.flower_records import NAME, STEP, pack, seconds_of, unpack
 from oncofed_shared.messages import ErrandReply, Reply, Request, from_bytes, to_bytes

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from oncofed_server.aggregator import Cost
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import Numbered
+from oncofed_server.rounds import Cost
 from oncofed_shared.messages import (
     Count,
     Counted,

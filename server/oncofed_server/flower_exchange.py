@@ -9,9 +9,9 @@ from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from oncofed_server.aggregator import Cost
 from oncofed_server.app import Arrived, Courier, reply_of
 from oncofed_server.journaled import Numbered
+from oncofed_server.rounds import Cost
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.flower_records import pack
 from oncofed_shared.messages import ErrandReply, Head, Refusal, Reply, from_bytes

@@ -17,7 +17,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from oncofed_server.aggregator import Aggregator, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.app import Courier
 from oncofed_server.errands import Errand, count_errand, deliver_errand, end_errand
 from oncofed_server.flower_exchange import Asking, SealedExchange
@@ -25,6 +25,7 @@ from oncofed_server.journal import Journal
 from oncofed_server.journaled import JournaledRun, Numbered
 from oncofed_server.model_file import write_model
 from oncofed_server.run_facts import versions
+from oncofed_server.run_state import Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.bell import Ringer
 from oncofed_server.service.folder import Folder

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from oncofed_server.aggregator import Cost
+from oncofed_server.rounds import Cost
 from oncofed_shared.errors import DataError, StorageError
 
 __all__ = ["Entry", "Journal", "digest_of", "replies_of"]

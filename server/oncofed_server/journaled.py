@@ -17,8 +17,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from oncofed_server.aggregator import Aggregator, Cost, Event, Outgoing, Phase, Received, Start, State, Tick
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.journal import Entry, Journal, digest_of
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Event, Outgoing, Phase, Received, Start, State, Tick
 from oncofed_server.secure_aggregator import SecureAggregator
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import DataError, RemoteProtocolError

@@ -8,7 +8,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from oncofed_server.aggregator import Aggregator, Roster, State
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Roster, State
 from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan

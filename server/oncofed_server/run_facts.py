@@ -7,9 +7,9 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from oncofed_server.aggregator import State
 from oncofed_server.released import released_scores
 from oncofed_server.results import shown
+from oncofed_server.run_state import State
 from oncofed_server.spending import Spending
 from oncofed_shared.consortium import TablesMechanism
 from oncofed_shared.messages import Trial

@@ -23,7 +23,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from numpy.typing import NDArray
 
-from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Outgoing, Phase, Roster, State
 from oncofed_server.secure_sums import SecureSums, formation_name
 from oncofed_shared.charged_statistics import (
     agreed_preparation,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from oncofed_server.aggregator import Cost, Phase, State
-from oncofed_server.rounds import Divergence
+from oncofed_server.rounds import Cost, Divergence
+from oncofed_server.run_state import Phase, State
 from oncofed_shared.features import Preparation
 from oncofed_shared.messages import Description, Head, Trial
 from oncofed_shared.plan import Plan

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import Source
-from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Outgoing, Phase, Roster
 from oncofed_server.secure_aggregator import SecureAggregator
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.errors import ConfigError, RemoteProtocolError

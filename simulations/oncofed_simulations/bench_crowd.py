@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from oncofed_client.cohort import Cohort
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Phase, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Roster
 from oncofed_shared.determinism import one_thread
 from oncofed_shared.errors import Interrupted
 from oncofed_shared.losses import patient_losses

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from oncofed_client.scratch import Scratch
 from oncofed_client.site import Site
 from oncofed_client.source import Source
-from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Roster
 from oncofed_shared.errors import OncofedError, RemoteProtocolError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, parse

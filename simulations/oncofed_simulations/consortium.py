@@ -16,7 +16,8 @@ from oncofed_client.scratch import Scratch
 from oncofed_client.settings import SETTINGS_FILE, SiteSettings, has_settings, load_settings, settings_from_study
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
-from oncofed_server.aggregator import Aggregator, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError, Interrupted, RemoteProtocolError

@@ -13,7 +13,8 @@ from sksurv.metrics import concordance_index_censored
 from oncofed_client.locations import kept_locations, own_locations
 from oncofed_client.session import training_set
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Roster
 from oncofed_shared.features import network_columns
 from oncofed_shared.layers import load_parameters
 from oncofed_shared.losses import predict

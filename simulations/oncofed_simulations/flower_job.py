@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from oncofed_server.aggregator import Roster
+from oncofed_server.run_state import Roster
 from oncofed_shared import errors
 from oncofed_shared.errors import LocalProtocolError, OncofedError, StorageError
 from oncofed_shared.messages import Trial

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Cost, Outgoing, Received, Start, Tick
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Outgoing, Received, Start, Tick
 from oncofed_shared.errors import LocalProtocolError
 from oncofed_shared.messages import Request, from_bytes, to_bytes
 

@@ -18,7 +18,7 @@ from oncofed_client.contributor import Contributor
 from oncofed_client.identity import identity_of, raw_public
 from oncofed_client.settings import Policy
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Roster
+from oncofed_server.run_state import Roster
 from oncofed_server.secure_aggregator import SecureAggregator
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import Plan, parse

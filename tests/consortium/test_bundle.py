@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_shared.errors import DataError
 from oncofed_shared.messages import Head, Open, Ready, Refusal, Trial
 from oncofed_shared.model_seal import check_model, seal_model

@@ -12,7 +12,7 @@ from oncofed_client.budget import epsilon_of_charges
 from oncofed_client.egress import check_reply
 from oncofed_client.locations import LOCATIONS
 from oncofed_client.plan_charges import plan_charges, promised
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_server.spending import spending
 from oncofed_shared.charged_location import location_mechanism, location_size, location_sums, noised_locations
 from oncofed_shared.charged_products import FINEST

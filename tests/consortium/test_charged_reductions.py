@@ -15,7 +15,7 @@ from sklearn.linear_model import Lasso, LassoLars, MultiTaskLasso
 from oncofed_client.egress import check_reply
 from oncofed_client.plan_charges import plan_charges
 from oncofed_client.source import keep_rows
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_shared.charged_products import FINEST, blocks, patient_products, products_entries, products_size
 from oncofed_shared.charged_reductions import all_columns, read_columns, with_reductions
 from oncofed_shared.charged_statistics import agreed_preparation, patient_counts, statistics_mechanism

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from oncofed_client.identity import identity_of
-from oncofed_server.aggregator import Aggregator, Cost, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import JournaledRun, Numbered
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_shared.messages import Trial, from_bytes, to_bytes
 
@@ -24,9 +26,9 @@ ELSEWHERE = """\
 import json, sys
 from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from oncofed_server.aggregator import Roster
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import JournaledRun
+from oncofed_server.run_state import Roster
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import parse

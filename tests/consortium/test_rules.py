@@ -20,7 +20,7 @@ from oncofed_client.integer_step import consortium_share
 from oncofed_client.ledger import LEDGER_FILE, Ledger
 from oncofed_client.randomness import Randomness
 from oncofed_client.session import training_set
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_shared import secagg
 from oncofed_shared.consortium import ConsortiumMechanism
 from oncofed_shared.errors import DataError, Interrupted, LocalProtocolError

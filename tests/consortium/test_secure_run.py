@@ -10,7 +10,7 @@ from oncofed_client.ledger import LEDGER_FILE, Ledger, verify
 from oncofed_client.randomness import Randomness
 from oncofed_client.session import training_set
 from oncofed_client.settings import Policy
-from oncofed_server.aggregator import Phase, Received, Start, Tick
+from oncofed_server.run_state import Phase, Received, Start, Tick
 from oncofed_server.spending import spending
 from oncofed_shared import secagg
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism, server_gradient

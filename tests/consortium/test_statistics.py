@@ -12,7 +12,7 @@ import pytest
 from oncofed_client.budget import epsilon_of_charges
 from oncofed_client.plan_charges import plan_charges, promised
 from oncofed_client.source import keep_rows
-from oncofed_server.aggregator import Phase, Received, Start, Tick
+from oncofed_server.run_state import Phase, Received, Start, Tick
 from oncofed_shared.charged_statistics import (
     noised_sums,
     patient_counts,

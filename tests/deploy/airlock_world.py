@@ -13,7 +13,8 @@ from airlock_parts import NOW, Papers
 from oncofed_client.approvals import approve
 from oncofed_client.door import Door, open_door
 from oncofed_client.identity import identity_of
-from oncofed_server.aggregator import Aggregator, Outgoing, Received, Roster, Start
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Outgoing, Received, Roster, Start
 from oncofed_server.secure_aggregator import SecureAggregator
 from oncofed_shared.messages import Head, Message, Reply, from_bytes, to_bytes
 from oncofed_shared.plan import ConsortiumPrivacy, Plan

@@ -31,7 +31,8 @@ with atheris.instrument_imports(
     from airlock_parts import NOW
 
     from conftest import STUDY
-    from oncofed_server.aggregator import Aggregator, Phase, Received
+    from oncofed_server.aggregator import Aggregator
+    from oncofed_server.run_state import Phase, Received
     from oncofed_shared.errors import OncofedError, RemoteProtocolError
     from oncofed_shared.messages import from_bytes
     from oncofed_shared.plan import parse

@@ -32,7 +32,7 @@ from storm_world import HUB, MOST_TURNS, Scene, Storm
 from oncofed_client.identity import public_half
 from oncofed_client.ledger import LEDGER_FILE, verify
 from oncofed_client.receipts import RECEIPTS_FILE, verify_receipts
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 
 Operation = tuple[Any, ...]
 EXCHANGES = frozenset(

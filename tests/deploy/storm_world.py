@@ -34,11 +34,12 @@ from oncofed_client.scratch import Scratch
 from oncofed_client.settings import load_settings
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
-from oncofed_server.aggregator import Aggregator, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.app import Arrived
 from oncofed_server.flower_exchange import SealedExchange
 from oncofed_server.journal import Journal, digest_of
 from oncofed_server.journaled import JournaledRun
+from oncofed_server.run_state import Phase, Roster, State
 from oncofed_server.secure_aggregator import aggregator_for
 from oncofed_server.service.dispatch import MOST_DEATHS
 from oncofed_shared import public_keys, sealed

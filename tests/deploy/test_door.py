@@ -31,7 +31,8 @@ from oncofed_client.ledger_verify import read_account
 from oncofed_client.receipts import RECEIPTS_FILE, Receipts, read_receipts, verify_receipts
 from oncofed_client.reply_tick import seconds_to_tick
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Phase, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Roster
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.gene_graph import with_files
 from oncofed_shared.messages import (

@@ -33,7 +33,7 @@ from oncofed_client.ledger_verify import read_account
 from oncofed_client.node_key import node_public
 from oncofed_client.receipts import RECEIPTS_FILE, verify_receipts
 from oncofed_client.site_keys import current_key, next_key, take_next
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.prepare import prepare
 from oncofed_server.service.registry import enrol, gate_keys, newest_roster, publish_roster, revoke

@@ -29,8 +29,8 @@ from oncofed_client import contributor
 from oncofed_client.door_memory import DoorMemory
 from oncofed_client.ledger import Ledger
 from oncofed_client.receipts import Receipts
-from oncofed_server.aggregator import Phase
 from oncofed_server.journal import Journal
+from oncofed_server.run_state import Phase
 from oncofed_shared.plan import Plan
 from oncofed_simulations.synthetic import write_cohort
 

@@ -89,7 +89,9 @@ def test_the_gate_reaches_the_aggregator_and_no_file_of_a_patient() -> None:
 def test_the_whole_of_proc_is_there_for_torch_and_for_supervisors(name: str) -> None:
     assert "ProcSubset" not in service(name)
     # The reason: what is asked for lies beside the processes' own folders.
-    assert "psutil" in (ROOT / "shared" / "oncofed_shared" / "keeping.py").read_text(encoding="utf-8")
+    shared = ROOT / "shared" / "oncofed_shared"
+    assert "oncofed_shared.processes" in (shared / "keeping.py").read_text(encoding="utf-8")
+    assert "psutil" in (shared / "processes.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", MOST_EXPOSED)

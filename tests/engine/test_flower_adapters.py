@@ -17,8 +17,9 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from oncofed_client.app import relay
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Phase
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.app import Exchange, ask_names
+from oncofed_server.run_state import Phase
 from oncofed_server.snapshot import load_state
 from oncofed_shared.errors import Interrupted, RemoteProtocolError
 from oncofed_shared.flower_records import pack, seconds_of, unpack

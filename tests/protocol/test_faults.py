@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from oncofed_client.settings import load_settings
 from oncofed_client.site import Site
 from oncofed_client.source import FolderSource
-from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Received, Roster, Start, State, Tick
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Outgoing, Phase, Received, Roster, Start, State, Tick
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Ready, Refusal, Reply, Summary, Tables, Trial, Update, from_bytes, to_bytes

@@ -26,7 +26,7 @@ from oncofed_client.dossier import open_dossier
 from oncofed_client.identity import identity_of, public_half
 from oncofed_client.ledger import HEAD_FILE, LEDGER_FILE
 from oncofed_client.receipts import RECEIPTS_FILE, read_receipts
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_shared.messages import Deliver, Head
 from oncofed_shared.model_seal import MODEL_FILES, seal_model
 from oncofed_shared.plan import Plan

@@ -25,7 +25,8 @@ from oncofed_client.private_answers import guard
 from oncofed_client.session import training_set
 from oncofed_client.site import Site
 from oncofed_client.source import keep_rows
-from oncofed_server.aggregator import Aggregator, Phase, Received, Start
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Received, Start
 from oncofed_shared.errors import ConfigError, LocalProtocolError, PolicyRefusal
 from oncofed_shared.features import Preparation, aligned
 from oncofed_shared.harmonise import TOO_FEW

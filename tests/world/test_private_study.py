@@ -17,7 +17,7 @@ from oncofed_client.ledger import LEDGER_FILE, Ledger
 from oncofed_client.outbox import OUTBOX_FILE, Outbox
 from oncofed_client.site import Site
 from oncofed_client.source import keep_rows
-from oncofed_server.aggregator import Phase
+from oncofed_server.run_state import Phase
 from oncofed_shared.errors import ExitCode
 from oncofed_shared.features import no_sums, prepare
 from oncofed_shared.messages import (

@@ -20,7 +20,8 @@ from sklearn.linear_model import Lasso
 from oncofed_client.check import check_study
 from oncofed_client.private_answers import guard
 from oncofed_client.settings import load_settings
-from oncofed_server.aggregator import Aggregator, Phase, Received, Roster, Start
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Received, Roster, Start
 from oncofed_shared.errors import ConfigError, PolicyRefusal, RemoteProtocolError
 from oncofed_shared.features import Preparation, column_sums, network_columns, prepare, prepared_input, scaled_input
 from oncofed_shared.group_lasso import grouped

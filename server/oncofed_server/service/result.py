@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from oncofed_server.aggregator import State
 from oncofed_server.certainty import certainty
 from oncofed_server.results import arm_numbers, binning_errors, drawn
 from oncofed_server.run_facts import curve, released_rows, site_rows, versions
+from oncofed_server.run_state import State
 from oncofed_server.spending import spending
 from oncofed_shared.metrics import metric_names
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy

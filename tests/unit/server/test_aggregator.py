@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oncofed_server.aggregator import Aggregator, Outgoing, Phase, Received, Roster, Start, Tick
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Outgoing, Phase, Received, Roster, Start, Tick
 from oncofed_shared.errors import RemoteProtocolError
 from oncofed_shared.features import column_sums
 from oncofed_shared.messages import (

@@ -15,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Cost, Phase, Roster, State
+from oncofed_server.aggregator import Aggregator
 from oncofed_server.journal import Journal
 from oncofed_server.journaled import JournaledRun, Numbered
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Phase, Roster, State
 from oncofed_shared.errors import DataError, StorageError
 from oncofed_shared.messages import Refusal, Trial, from_bytes, to_bytes
 from oncofed_shared.plan import Plan

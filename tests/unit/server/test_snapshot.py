@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oncofed_server.aggregator import Cost, Phase, State
+from oncofed_server.rounds import Cost
+from oncofed_server.run_state import Phase, State
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.errors import DataError
 from oncofed_shared.features import Preparation

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from oncofed_client.site import Site
-from oncofed_server.aggregator import Aggregator, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Roster
 from oncofed_shared.messages import Trial
 from oncofed_simulations.bench_crowd import Crowd, Invented, small_plan
 from oncofed_simulations.loopback import FakeClock, drive

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from oncofed_server.aggregator import Aggregator, Phase, Roster
+from oncofed_server.aggregator import Aggregator
+from oncofed_server.run_state import Phase, Roster
 from oncofed_shared.messages import Train, Trial, Update, from_bytes
 from oncofed_shared.plan import Plan
 from oncofed_simulations.consortium import Consortium

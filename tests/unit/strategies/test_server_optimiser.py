@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from oncofed_server.aggregator import Phase, State
+from oncofed_server.run_state import Phase, State
 from oncofed_server.snapshot import load_state, save_state
 from oncofed_shared.plan import Strategy, parse
 from oncofed_strategies import ServerState, apply, init
