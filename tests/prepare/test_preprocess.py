@@ -198,7 +198,8 @@ def test_a_corrupt_entry_is_noticed_and_made_again(copy_of: CopyOf) -> None:
     for name in ("radiomics", "expression"):
         entries = hospital.cache.folder.glob(f"*/{recipe(hospital.plan.modalities[name], settings)}-*")
         path = min(entries)
-        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(Damaged, match="preprocess"):
         read_cohort(hospital.folder, settings, hospital.plan, hospital.cache)
     assert hospital.preprocess().made == 2
