@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -24,6 +24,8 @@ __all__ = ["NOT_YET", "Asking", "SealedExchange", "head_of"]
 NOT_YET = frozenset({"unapproved-plan", "stale-roster", "roster-epoch", "clock", "storage", "replayed", "busy"})
 """Refusals of a site's door that a person there, or a newer roster, can mend: the site is asked again until the deadline."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+SILENCE, SLOWEST = 120.0, 50_000.0
+"""Seconds without an answer after which a request is sent once more, and bytes a second that a large one may take longer."""
 
 
 class Asking(Protocol):
@@ -54,14 +56,28 @@ class Asking(Protocol):
 
 @dataclass(kw_only=True)
 class _Waiting:
-    """The newest request to a site, until it is answered."""
+    """The newest request to a site, until it is answered.
+
+    Attributes:
+        due: when it is sent, for the first time or again.
+        pause: seconds until the next attempt after one that failed.
+        silence: seconds without an answer until the next.
+    """
 
     request: Numbered
     due: float = 0.0
-    pause: float = FIRST_PAUSE
-    digest: bytes = b""
-    size: int = 0
+    pause: float = field(default_factory=lambda: FIRST_PAUSE)
+    silence: float = field(default_factory=lambda: SILENCE)
     under_way: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sealed:
+    """A request as it was sent; the next time it may have another roster, and another digest."""
+
+    waiting: _Waiting
+    digest: bytes
+    size: int
 
 
 class SealedExchange:
@@ -77,7 +93,9 @@ class SealedExchange:
         clock: seconds, for pauses between attempts.
 
     Guarantees:
-        - One request at a time is under way to a site: the newest. An answer to an earlier one is dropped.
+        - One request at a time is asked of a site: the newest. An answer to an earlier one is dropped.
+        - A message that was lost on its way is sent again long before the deadline: Flower's SuperNode forgets one that it could
+          not fetch, or that was in it when it ended. A site that has only been slow gives the answer that it has.
         - A reply that its site did not sign for this very request changes nothing but a line in the log.
     """
 
@@ -121,8 +139,11 @@ class SealedExchange:
     def _send(self) -> bool:
         moved = False
         for site, waiting in self._waiting.items():
-            if waiting.under_way or self._clock() < waiting.due or site not in self.courier.nodes:
+            now = self._clock()
+            if now < waiting.due or site not in self.courier.nodes:
                 continue
+            if waiting.under_way:
+                self._say(site, "has not answered for a while: it is asked once more")
             content = seal_request(
                 waiting.request.body,
                 study_id=self._study.id,
@@ -132,9 +153,12 @@ class SealedExchange:
                 sights=self._book.for_site(site),
                 key=self._key,
             )
-            waiting.digest, waiting.size = open_request(content).digest, len(content)
-            waiting.under_way = self.courier.send(site, pack(content), waiting)
-            if not waiting.under_way:
+            sealed = _Sealed(waiting=waiting, digest=open_request(content).digest, size=len(content))
+            waiting.under_way = self.courier.send(site, pack(content), sealed)
+            if waiting.under_way:
+                waiting.due = now + waiting.silence + sealed.size / SLOWEST
+                waiting.silence *= 2
+            else:
                 self._again(waiting, "its node does not take a message")
             moved = True
         return moved
@@ -149,16 +173,16 @@ class SealedExchange:
         moved = False
         for arrived in self.courier.fetch():
             moved = True
-            waiting: _Waiting = arrived.ticket
-            if self._waiting.get(arrived.site) is not waiting:
+            sealed: _Sealed = arrived.ticket
+            if self._waiting.get(arrived.site) is not sealed.waiting:
                 continue
             try:
-                self._open(arrived, waiting)
+                self._open(arrived, sealed)
             except RemoteProtocolError as error:
-                self._again(waiting, f"{error.code}: {error}")
+                self._again(sealed.waiting, f"{error.code}: {error}")
         return moved
 
-    def _open(self, arrived: Arrived, waiting: _Waiting) -> None:
+    def _open(self, arrived: Arrived, sealed: _Sealed) -> None:
         """Take an answer.
 
         Raises:
@@ -169,7 +193,7 @@ class SealedExchange:
             raise RemoteProtocolError(arrived.error, code="no-answer")
         opened = open_reply(
             arrived.content,
-            request_digest=waiting.digest,
+            request_digest=sealed.digest,
             study_id=self._study.id,
             site=site,
             identity=self._study.roster[site],
@@ -179,8 +203,8 @@ class SealedExchange:
             raise RemoteProtocolError(f"not yet: {reply.text}", code=reply.code)
         if isinstance(reply, Refusal):
             # The door may refuse before it has read what is asked; the seal says which request is meant.
-            reply = replace(reply, head=head_of(waiting.request.body))
-        cost = Cost(bytes_up=len(arrived.content), bytes_down=waiting.size, seconds=arrived.seconds)
+            reply = replace(reply, head=head_of(sealed.waiting.request.body))
+        cost = Cost(bytes_up=len(arrived.content), bytes_down=sealed.size, seconds=arrived.seconds)
         self._book.take(opened.sight, site=site)
         follows = self.asking.receive(reply, cost, sight=opened.sight)  # type: ignore[arg-type] # errands take theirs
         if follows is None:

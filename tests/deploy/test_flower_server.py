@@ -32,7 +32,11 @@ from oncofed_client.identity import identity_of, public_half
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_verify import read_account
 from oncofed_server import flower_exchange, flower_server
+from oncofed_server.app import Courier
+from oncofed_server.errands import count_errand
+from oncofed_server.flower_exchange import SealedExchange
 from oncofed_server.flower_server import drive_study
+from oncofed_server.journal import Journal
 from oncofed_server.model_file import write_model
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.prepare import prepare
@@ -48,6 +52,7 @@ from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan
 from oncofed_shared.public_keys import public_of
 from oncofed_shared.sealed import open_request
+from oncofed_shared.sights import SightBook
 from oncofed_simulations.consortium import Consortium, open_site
 from oncofed_simulations.loopback import FakeClock, drive
 
@@ -75,6 +80,8 @@ class World:
         away: sites whose node is not connected.
         broken: sites whose node answers with an error so many times.
         garbled: sites whose answers lose a bit on the way so many times.
+        lost: sites whose node forgets so many messages.
+        slow: sites whose node looks at a message only when it has been asked for its answer so many times.
         kill_after: messages that are carried until the ServerApp is killed.
         wire: every message: (site, down, up).
         sent: to whom a message was given to Flower, answered or not.
@@ -88,6 +95,8 @@ class World:
     away: set[str] = field(default_factory=set)
     broken: dict[str, int] = field(default_factory=dict)
     garbled: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, int] = field(default_factory=dict)
+    slow: dict[str, int] = field(default_factory=dict)
     kill_after: int | None = None
     wire: list[tuple[str, bytes, bytes]] = field(default_factory=list)
     sent: list[str] = field(default_factory=list)
@@ -132,7 +141,16 @@ class _Grid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         replies = []
         for identity in list(message_ids):
-            site, message = self.under_way.pop(identity)
+            if identity not in self.under_way:
+                continue
+            site, message = self.under_way[identity]
+            if self.world.slow.get(site, 0) > 0:
+                self.world.slow[site] -= 1
+                continue
+            del self.under_way[identity]
+            if self.world.lost.get(site, 0) > 0:
+                self.world.lost[site] -= 1
+                continue
             replies.append(self._answer(site, message))
         return replies
 
@@ -303,6 +321,78 @@ def test_errors_on_the_way_and_answers_that_nobody_signed_are_silence(new_world:
     assert (status["phase"], status["excluded"]) == ("done", {})
     assert "its daemon is gone" in world.notes
     assert "signature: site-2: the reply is not signed" in world.notes
+
+
+def test_a_message_that_a_node_forgot_is_sent_again_long_before_the_deadline(
+    new_world: Callable[..., World],
+    make_consortium: Callable[..., Consortium],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flower_exchange, "SILENCE", 0.05)
+    world = new_world(training__deadline_minutes=60)
+    world.lost = {"site-1": 2, "site-3": 1}
+    world.drive()
+    status = world.place.status
+    assert (status["phase"], status["excluded"], status["attempt"]) == ("done", {}, 0)
+    assert world.place.model.read_bytes() == _expected(world, make_consortium, tmp_path)
+    assert "has not answered for a while: it is asked once more" in world.notes
+
+
+def test_a_slow_site_that_is_asked_once_more_computes_once(
+    new_world: Callable[..., World],
+    make_consortium: Callable[..., Consortium],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flower_exchange, "SILENCE", 0.05)
+    world = new_world()
+    world.slow = {"site-2": 100}
+    world.drive()
+    status = world.place.status
+    assert (status["phase"], status["excluded"]) == ("done", {})
+    assert world.place.model.read_bytes() == _expected(world, make_consortium, tmp_path)
+    answers: dict[bytes, set[bytes]] = {}
+    for _, down, up in world.wire:
+        answers.setdefault(open_request(down).digest, set()).add(up)
+    assert len(world.wire) > len(answers), "it has been asked twice"
+    assert all(len(each) == 1 for each in answers.values())
+
+
+def test_each_silence_is_twice_as_long_and_a_large_request_may_take_longer(
+    new_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, now = new_world(), [0.0]
+    study, journal = world.place.study, Journal(world.place.journal, study=world.place.study.id)
+
+    def times(until: float) -> list[float]:
+        """When one site is asked, that never answers."""
+        errand = count_errand(study, journal, sites=SITES[:1], seconds=1e9, came=lambda site, answer: None)
+        exchange = SealedExchange(
+            errand,
+            errand.requests,
+            Courier(world.grid(), {SITES[0]: 1}),
+            study,
+            roster=world.folder.roster.read_bytes,
+            key=world.folder.step_key_of(study.step_key),
+            book=SightBook(study),
+            say=lambda site, what: None,
+            clock=lambda: now[0],
+        )
+        world.slow, found = {SITES[0]: 10**9}, []
+        now[0] = 0.0
+        while now[0] < until:
+            world.sent.clear()
+            exchange.advance()
+            found += [now[0]] * len(world.sent)
+            now[0] += 1.0
+        return found
+
+    monkeypatch.setattr(flower_exchange, "SLOWEST", 1e12)
+    assert times(2000) == [0, 121, 362, 843, 1804]
+    monkeypatch.setattr(flower_exchange, "SLOWEST", 1.0)
+    # More than a hundred bytes at a byte a second.
+    assert times(200) == [0]
 
 
 def test_a_site_that_has_not_approved_yet_is_asked_until_it_has(new_world: Callable[..., World]) -> None:
