@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,30 @@ from safetensors.numpy import save as save_tensors
 
 from oncofed_shared.errors import DataError, StorageError
 
-__all__ = ["dump_json", "read_arrays", "write_arrays", "write_whole"]
+__all__ = ["alone", "dump_json", "read_arrays", "write_arrays", "write_whole"]
+
+
+@contextmanager
+def alone(folder: Path, command: str, *, choose: str = "--out") -> Iterator[None]:
+    """One process at a time for a folder, which is made where it is missing; a process that has ended holds nothing.
+
+    Args:
+        command: what is at work here, as a user types it.
+        choose: the option with which he names another folder.
+
+    Raises:
+        StorageError: another one is at work, or the folder cannot be written, then or later.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (folder / f".{command.rsplit(maxsplit=1)[-1]}.lock").open("w", encoding="ascii") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StorageError(f"{folder}: another `{command}` is at work here; wait for it") from None
+            yield
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be used ({error.strerror}); choose another {choose}") from None
 
 
 def write_whole(path: Path, content: bytes, *, private: bool = False, synced: bool = True) -> None:

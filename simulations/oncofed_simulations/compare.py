@@ -13,7 +13,7 @@ import numpy as np
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan
-from oncofed_shared.storage import dump_json, write_whole
+from oncofed_shared.storage import alone, dump_json, write_whole
 from oncofed_simulations.compare_page import page
 from oncofed_simulations.compare_points import Place, Point, admitted, forget, measure, read_point
 from oncofed_simulations.compare_scores import Scores, judged, scores_of, within
@@ -173,6 +173,7 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
 
     Raises:
         ConfigError: a variant that the plan cannot express, a private plan, or a folder with something else.
+        StorageError: another process compares in `out`, or it cannot be written.
     """
     whole = restricted(whole_plan(plan, options.folds), options.patients_with)
     if options.search and options.sensitivity:
@@ -180,7 +181,14 @@ def compare(plan: Plan, options: CompareOptions) -> dict[str, Any]:
     chosen, left = chosen_variants(whole, options.variants)
     if options.sites is not None:
         site_folders(options.sites)
-    _claim(plan, options)
+    with alone(options.out, "oncofed-simulate compare"):
+        _claim(plan, options)
+        return _compared(plan, options, whole, chosen, left)
+
+
+def _compared(
+    plan: Plan, options: CompareOptions, whole: Plan, chosen: Sequence[Variant], left: Mapping[str, str]
+) -> dict[str, Any]:
     folders = hospital_folders(plan, options.sites, options.out)
     place = Place(
         whole=whole.model_dump(mode="json"), folders=folders, minimum=options.min_patients, seed=options.seed,

@@ -21,7 +21,7 @@ from scipy import stats
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
-from oncofed_shared.storage import dump_json, write_whole
+from oncofed_shared.storage import alone, dump_json, write_whole
 from oncofed_simulations.compare_statistics import over_folds
 from oncofed_simulations.curve_page import page
 from oncofed_simulations.curve_points import MECHANISMS, Point, at_epsilon, measure, read_point, reading
@@ -110,8 +110,14 @@ def privacy_curve(plan: Plan, options: CurveOptions) -> dict[str, Any]:
 
     Raises:
         ConfigError: the study has no privacy, or `out` holds another curve.
+        StorageError: another process measures in `out`, or it cannot be written.
     """
     used = _checked(plan, options)
+    with alone(options.out, "oncofed-simulate privacy-curve"):
+        return _measured(plan, used, options)
+
+
+def _measured(plan: Plan, used: Plan, options: CurveOptions) -> dict[str, Any]:
     mark: dict[str, Any] = {
         "plan_hash": plan.hash,
         "modalities": list(options.modalities),

@@ -9,7 +9,7 @@ from typing import Any
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.plan import Plan
-from oncofed_shared.storage import dump_json, write_whole
+from oncofed_shared.storage import alone, dump_json, write_whole
 from oncofed_simulations.compare import claim, hospital_folders
 from oncofed_simulations.compare_points import Place, Point, admitted, forget, searched
 from oncofed_simulations.compare_search import space_of
@@ -48,41 +48,43 @@ def tune(
     space = space_of(whole)
     if sites is not None:
         site_folders(sites)
-    claim(
-        out,
-        {
+    with alone(out, "oncofed-simulate tune"):
+        claim(
+            out,
+            {
+                "plan_hash": plan.hash,
+                "simulation": plan.simulation.model_dump(mode="json"),
+                "sites": None if sites is None else str(sites.resolve()),
+                "seed": seed,
+                "min_patients": min_patients,
+            },
+            what="tuning",
+            options="--sites, --seed or --min-patients",
+        )
+        content = whole.model_dump(mode="json")
+        folders = hospital_folders(plan, sites, out)
+        place = Place(whole=content, folders=folders, minimum=min_patients, seed=seed, out=out)
+        forget()
+        members, excluded = admitted(place)
+        if not members:
+            raise ConfigError("no hospital can take part:", *(f"{n}: {w}" for n, w in excluded.items()))
+        point = Point(place=place, name="tuned", plan=content, fold=-1)
+        found, sizes = searched(point, trials=trials)
+        result = {
+            "study": plan.study.name,
             "plan_hash": plan.hash,
-            "simulation": plan.simulation.model_dump(mode="json"),
-            "sites": None if sites is None else str(sites.resolve()),
+            "main_task": plan.main_task,
             "seed": seed,
-            "min_patients": min_patients,
-        },
-        what="tuning",
-        options="--sites, --seed or --min-patients",
-    )
-    content = whole.model_dump(mode="json")
-    place = Place(whole=content, folders=hospital_folders(plan, sites, out), minimum=min_patients, seed=seed, out=out)
-    forget()
-    members, excluded = admitted(place)
-    if not members:
-        raise ConfigError("no hospital can take part:", *(f"{n}: {w}" for n, w in excluded.items()))
-    point = Point(place=place, name="tuned", plan=content, fold=-1)
-    found, sizes = searched(point, trials=trials)
-    result = {
-        "study": plan.study.name,
-        "plan_hash": plan.hash,
-        "main_task": plan.main_task,
-        "seed": seed,
-        "trials": trials,
-        "training_patients": sizes,
-        "excluded": [{"name": n, "why": w} for n, w in excluded.items()],
-        "space": {path: r.model_dump(mode="json", exclude_none=True) for path, r in space.items()},
-        "values": dict(found.values),
-        "inner": found.score,
-        "planned": found.planned,
-    }
-    write_whole(out / "tuned.json", dump_json(result))
-    return result
+            "trials": trials,
+            "training_patients": sizes,
+            "excluded": [{"name": n, "why": w} for n, w in excluded.items()],
+            "space": {path: r.model_dump(mode="json", exclude_none=True) for path, r in space.items()},
+            "values": dict(found.values),
+            "inner": found.score,
+            "planned": found.planned,
+        }
+        write_whole(out / "tuned.json", dump_json(result))
+        return result
 
 
 def tuned_lines(result: Mapping[str, Any]) -> list[str]:

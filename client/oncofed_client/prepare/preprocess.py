@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -27,31 +25,11 @@ from oncofed_client.prepare.recipes import (
 from oncofed_client.prepare.report import Failure, Report, without_names
 from oncofed_client.prepare.stamps import Contents, folder_stamp
 from oncofed_client.settings import SiteSettings
-from oncofed_shared.errors import ConfigError, DataError, StorageError
+from oncofed_shared.errors import ConfigError, DataError
 from oncofed_shared.plan import Plan
+from oncofed_shared.storage import alone
 
 __all__ = ["preprocess"]
-
-_LOCK = ".preprocess.lock"
-
-
-@contextmanager
-def _alone(state: Path) -> Iterator[None]:
-    """One run at a time in a state folder.
-
-    Raises:
-        StorageError: another one is at work, or the folder cannot be written.
-    """
-    try:
-        state.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (state / _LOCK).open("w", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageError(f"{state}: another `oncofed-site preprocess` is at work here; wait for it") from None
-            yield
-    except OSError as error:
-        raise StorageError(f"{state}: cannot be used ({error.strerror}); choose another --state") from None
 
 
 class _Run:
@@ -365,5 +343,5 @@ def preprocess(
     """
     if state.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{state}: lies in the site's folder, into which nothing is written; choose another --state")
-    with _alone(state):
+    with alone(state, "oncofed-site preprocess", choose="--state"):
         return _Run(folder, settings, plan, study=study, cache=open_cache(state), watch=watch).work(jobs)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from oncofed_shared.errors import DataError, StorageError
-from oncofed_shared.storage import dump_json, read_arrays, write_arrays, write_whole
+from oncofed_shared.storage import alone, dump_json, read_arrays, write_arrays, write_whole
 
 
 def test_a_file_is_written_with_its_folders(tmp_path: Path) -> None:
@@ -124,3 +126,28 @@ def test_a_damaged_file_is_a_data_error(tmp_path: Path) -> None:
             read_arrays(path)
     with pytest.raises(DataError):
         read_arrays(tmp_path / "absent")
+
+
+def test_one_process_at_a_time_has_a_folder_and_a_dead_one_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    code = "import sys; from pathlib import Path; from oncofed_shared.storage import alone\n"
+    code += "with alone(Path(sys.argv[1]), 'oncofed-simulate measure'): print('in', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "in\n"
+        with (
+            pytest.raises(StorageError, match="another `oncofed-simulate measure` is at work here; wait"),
+            alone(folder, "oncofed-simulate measure"),
+        ):
+            pass
+        with alone(folder, "oncofed-simulate other"):
+            pass
+        other.kill()
+    with alone(folder, "oncofed-simulate measure"):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=r"cannot be used .*; choose another --out"), alone(tmp_path / "file", "a"):
+        pass
+    with pytest.raises(StorageError, match="No space left on device"), alone(folder, "a"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
