@@ -20,12 +20,14 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import see_sums
 
-__all__ = ["KINDS", "Book", "Lookups", "Part", "Products", "Room", "Rows"]
+__all__ = ["KINDS", "Book", "Lookups", "Part", "Products", "Room", "Rows", "patients_group_norm"]
 
 SHORT = 512
 """Length of two vectors together up to which their products with others are made in the network's own precision."""
-BLOCK = 2**20
+BLOCK = 2**16
 """Numbers that are turned into doubles at once: they stay in the processor's cache."""
+RUN = 128
+"""Numbers of which a sum of squares is made in the network's own precision; such sums are added in doubles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +37,16 @@ class Room:
     _kept: dict[object, Tensor] = field(default_factory=dict)
 
     def doubles(self, key: object, values: Tensor) -> Tensor:
-        """The values in double precision; overwritten by the next ones of the same key."""
-        if values.dtype is torch.float64:
-            return values
+        """The values in double precision, to be read; overwritten by the next ones of the same key."""
+        return values if values.dtype is torch.float64 else self.copied(key, values)
+
+    def copied(self, key: object, values: Tensor) -> Tensor:
+        """The same, to be changed."""
         kept = self._kept.get(key)
         if kept is None or kept.shape != values.shape:
             kept = self._kept[key] = torch.empty(values.shape, dtype=torch.float64)
-        return kept.copy_(values)
+        kept.copy_(values)
+        return kept
 
     def taken(self, key: object, size: int) -> Tensor:
         """(size,) doubles, with what the last user left in them."""
@@ -49,6 +54,20 @@ class Room:
         if kept is None or len(kept) != size:
             kept = self._kept[key] = torch.empty(size, dtype=torch.float64)
         return kept
+
+
+def _squared(values: Tensor) -> Tensor:
+    """(n, width) to (n,) float64: squared lengths, or more by what rounding may have taken off and what was too small for it."""
+    if values.dtype is torch.float64:
+        exact: Tensor = torch.linalg.vecdot(values, values)
+        return exact
+    # By numpy, which needs a third of torch's time for it.
+    numbers = values.numpy()
+    runs = numbers[:, : numbers.shape[1] // RUN * RUN].reshape(len(numbers), -1, RUN)
+    rest = numbers[:, runs.shape[1] * RUN :]
+    found = np.vecdot(runs, runs).sum(axis=1, dtype=np.float64) + np.vecdot(rest, rest)
+    width = numbers.shape[1]
+    return torch.from_numpy(found * (1 + min(width, RUN) * 2.0**-23) + width * 2.0**-120)
 
 
 class Part(ABC):
@@ -78,9 +97,8 @@ class Rows(Part):
 
     def squares(self, room: Room) -> tuple[Tensor, Tensor]:
         """See `Part`."""
-        found = torch.zeros(len(self.rows), dtype=torch.float64)
-        for _, block in self._blocks(room):
-            found += torch.linalg.vecdot(block, block)
+        del room
+        found = _squared(self.rows)
         return found, found
 
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
@@ -114,8 +132,7 @@ class Products(Part):
         """See `Part`."""
         (_, tokens, into), out = self.inputs.shape, self.back.shape[2]
         if tokens == 1:
-            inputs, back = (v[:, 0] for v in self._doubles(room))
-            apart = torch.linalg.vecdot(inputs, inputs) * torch.linalg.vecdot(back, back)
+            apart = _squared(self.inputs[:, 0]) * _squared(self.back[:, 0])
             return apart, apart
         slack, lowest = 0.0, 0.0
         inputs, back = self.inputs, self.back
@@ -123,7 +140,8 @@ class Products(Part):
             # Products of short vectors in single precision: what rounding may take off is added, and what is too small for it.
             slack, lowest = (into + out + tokens) * 2.0**-23, tokens * (into + out) * 2.0**-120
         else:
-            inputs, back = self._doubles(room)
+            inputs = room.doubles(("inputs", inputs.shape), inputs)
+            back = room.doubles(("back", back.shape), back)
         # (sum_t b_t a_t^T : the same) = sum_ts (a_t . a_s)(b_t . b_s)
         read, own = torch.bmm(inputs, inputs.mT).double(), torch.bmm(back, back.mT).double()
         whole = torch.linalg.vecdot(read.flatten(1), own.flatten(1))
@@ -133,19 +151,14 @@ class Products(Part):
 
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """See `Part`."""
-        inputs, back = self._doubles(room)
-        weighted = (back * factors[:, None, None]).flatten(0, 1)
-        place = total.view(back.shape[2], inputs.shape[2])
-        torch.addmm(place, weighted.T, inputs.flatten(0, 1), beta=0 if first else 1, out=place)
+        inputs = room.doubles(("inputs", self.inputs.shape), self.inputs)
+        weighted = room.copied(("back", self.back.shape), self.back).mul_(factors[:, None, None])
+        place = total.view(self.back.shape[2], self.inputs.shape[2])
+        torch.addmm(place, weighted.flatten(0, 1).T, inputs.flatten(0, 1), beta=0 if first else 1, out=place)
 
     def clear(self, patients: Tensor) -> None:
         """See `Part`."""
         self.inputs, self.back = (torch.where(patients[:, None, None], 0, v) for v in (self.inputs, self.back))
-
-    def _doubles(self, room: Room) -> tuple[Tensor, Tensor]:
-        return room.doubles(("inputs", self.inputs.shape), self.inputs), room.doubles(
-            ("back", self.back.shape), self.back
-        )
 
     def smaller(self) -> Part:
         """The gradients themselves where they are no larger than this; their lengths then cost no more either."""
@@ -209,22 +222,6 @@ def _layer_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
             yield parameter, Rows((values.sum(dim=over) if over else values).flatten(start_dim=1))
 
 
-def _group_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
-    assert isinstance(layer, nn.GroupNorm)  # noqa: S101
-    n, channels = inputs.shape[:2]
-    read, own = inputs.reshape(n, channels, -1), back.reshape(n, channels, -1)
-    sums = own.sum(dim=2)
-    _, mean, scale = torch.native_group_norm(read, None, None, n, channels, read.shape[2], layer.num_groups, layer.eps)
-    mean, scale = (v.view(n, -1).repeat_interleave(channels // layer.num_groups, dim=1) for v in (mean, scale))
-    # The sum of back x (input - mean) / deviation over places, without writing down what was normalised; by numpy, which needs a
-    # seventh of torch's time for it.
-    dots = torch.from_numpy(np.vecdot(own.numpy(), read.numpy()))
-    if layer.weight is not None:
-        yield layer.weight, Rows((dots - mean * sums) * scale)
-    if layer.bias is not None:
-        yield layer.bias, Rows(sums)
-
-
 def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
     """All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's."""
     assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101
@@ -251,13 +248,34 @@ def _embedding(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
 KINDS: dict[type[nn.Module], Callable[[nn.Module, Tensor, Tensor], Made]] = {
     nn.Linear: _linear,
     nn.LayerNorm: _layer_norm,
-    nn.GroupNorm: _group_norm,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
     nn.Embedding: _embedding,
 }
-"""Layers whose parameters' gradients are known per patient, from the input and from the gradient at the output."""
+"""Layers whose parameters' gradients are known per patient, from the input and from the gradient at the output; and group norms:
+`patients_group_norm`."""
+
+
+def patients_group_norm(layer: nn.GroupNorm, inputs: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """A group norm's forward pass, in which each patient has a copy of weight and bias.
+
+    To torch one patient has all channels of all patients, so that the way back adds nobody's gradients to another's: each patient's
+    then cost nothing.
+
+    Args:
+        inputs: (patients, channels, ..).
+
+    Returns:
+        What the layer makes of it, and each parameter with its copies, (patients x channels,), whose gradients are the patients'.
+    """
+    n, channels = inputs.shape[:2]
+    whole = inputs.reshape(1, n * channels, *inputs.shape[2:])
+    if not layer.affine:
+        return F.group_norm(whole, n * layer.num_groups, eps=layer.eps).view_as(inputs), []
+    weight, bias = (p.detach().repeat(n).requires_grad_() for p in (layer.weight, layer.bias))
+    made = F.group_norm(whole, n * layer.num_groups, weight, bias, layer.eps).view_as(inputs)
+    return made, [(layer.weight, weight), (layer.bias, bias)]
 
 
 def _joined(parts: list[Part]) -> Part:
@@ -305,6 +323,11 @@ class Book:
         """
         for parameter, part in KINDS[type(layer)](layer, inputs, back):
             self._parts.setdefault(parameter, []).append(part)
+
+    @torch.no_grad()
+    def enter_rows(self, parameter: Tensor, rows: Tensor) -> None:
+        """Note patients' gradients of a parameter themselves, (patients, ..), from a use of it."""
+        self._parts.setdefault(parameter, []).append(Rows(rows.flatten(start_dim=1)))
 
     @torch.no_grad()
     def parts(self) -> dict[Tensor, Part]:

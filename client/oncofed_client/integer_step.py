@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oncofed_client.egress import check_share
 from oncofed_client.exact_noise import exact_gaussian
-from oncofed_client.noise import discrete_gaussian
+from oncofed_client.noise import CHUNK, discrete_gaussian
 from oncofed_client.patient_gradients import Hooked, Loss, backward, per_patient, placed
 from oncofed_client.randomness import Randomness
 from oncofed_client.training import TrainingSet
@@ -94,7 +94,7 @@ def integer_sum(
         - With one patient replaced by the last one of `rows`, who then stands there no longer, it changes by a vector of length
           `integers.bound` at most. So removing a patient changes a random order's sum, paired with another of the same chance, by
           that at most.
-        - A patient with a gradient that is not finite contributes zero.
+        - A patient with a gradient that is not finite, or whose square is not in the network's precision, contributes zero.
         - Nobody gives zero.
 
     Raises:
@@ -114,7 +114,15 @@ def integer_sum(
             factors = (integers.clip_to * integers.grain / made.lengths).clamp(max=1.0) / integers.grain
             factors[len(part) :] = 0
             made.add(factors, total, first=i == 0)
-    return total.round_().to(torch.int64).numpy()
+    return _rounded(total.numpy())
+
+
+def _rounded(total: NDArray[np.float64]) -> NDArray[np.int64]:
+    """To the nearest integers, piece by piece: what lies between stays in the processor's cache."""
+    whole = np.empty(len(total), dtype=np.int64)
+    for start in range(0, len(total), CHUNK):
+        whole[start : start + CHUNK] = np.rint(total[start : start + CHUNK])
+    return whole
 
 
 def consortium_share(

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from oncofed_client.book_keeping import KINDS, Book, Part, Room, Rows
+from oncofed_client.book_keeping import KINDS, Book, Part, Room, Rows, patients_group_norm
 from oncofed_client.training import TrainingSet
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import CANCELLED
@@ -56,6 +57,7 @@ class Hooked:
         room: memory for all steps.
         mark: what the way back leads to; by way of layers' outputs, and not of parameters, whose gradients would be sums over the
             batch, which nobody needs.
+        copies: parameters of group norms that were given to each patient apart, with what each was given.
         book: of the batch that is in the network.
         sizes: numbers of rows that layers were given since it was emptied.
     """
@@ -64,6 +66,7 @@ class Hooked:
     places: dict[Tensor, tuple[int, int]]
     room: Room
     mark: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     book: Book = field(default_factory=Book)
     sizes: set[int] = field(default_factory=set)
 
@@ -78,6 +81,13 @@ class Hooked:
         tapped: Tensor = _Tap.apply(made, self.mark, self.book, layer, inputs[0].detach())  # type: ignore[no-untyped-call]
         return tapped
 
+    def normalised(self, layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
+        """A group norm's forward pass."""
+        self.sizes.add(len(inputs))
+        made, copies = patients_group_norm(layer, inputs)
+        self.copies += copies
+        return made
+
 
 _ODD = "max_norm", "scale_grad_by_freq", "sparse"
 
@@ -89,7 +99,7 @@ def _layers(network: nn.Module) -> list[nn.Module]:
         ConfigError: one of them is of a kind whose gradients are not known per patient.
     """
     found = [m for m in network.modules() if next(m.parameters(recurse=False), None) is not None]
-    unknown = {type(m).__name__ for m in found if type(m) not in KINDS}
+    unknown = {type(m).__name__ for m in found if type(m) not in {*KINDS, nn.GroupNorm}}
     unknown |= {type(m).__name__ for m in found if isinstance(m, nn.Embedding) and any(getattr(m, o) for o in _ODD)}
     unknown |= {type(m).__name__ for m in found if getattr(m, "padding_mode", "zeros") != "zeros"}
     unknown |= {type(m).__name__ for m in found if isinstance(getattr(m, "padding", 0), str)}
@@ -117,12 +127,19 @@ def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
     if network not in _ROOMS:
         _ROOMS[network] = Room()
     hooked = Hooked(network=network, places=places, room=_ROOMS[network])
-    handles = [layer.register_forward_hook(hooked.note) for layer in _layers(network.train())]
+    layers = _layers(network.train())
+    norms = [layer for layer in layers if isinstance(layer, nn.GroupNorm)]
+    handles = [layer.register_forward_hook(hooked.note) for layer in layers if layer not in norms]
+    for norm in norms:
+        norm.forward = partial(hooked.normalised, norm)  # type: ignore[method-assign]
     try:
         yield hooked
     finally:
         for handle in handles:
             handle.remove()
+        for norm in norms:
+            # What the class has is seen again.
+            del norm.forward
 
 
 def placed(data: TrainingSet, rows: Tensor, places: int) -> TrainingSet:
@@ -136,7 +153,7 @@ class Pass:
 
     Attributes:
         lengths: (places,) float64, at least the Euclidean length of each one's gradient over all parameters; infinity where it
-            is not finite.
+            is not finite, or its square in the network's precision is not.
 
     Guarantees:
         - No length is below the gradient's that `add` sums, by rounding or otherwise.
@@ -214,8 +231,13 @@ def backward(hooked: Hooked, plan: Plan, batch: TrainingSet, loss: Loss) -> Pass
     """
     hooked.book = Book()
     hooked.sizes.clear()
+    hooked.copies.clear()
     losses = loss(plan, hooked.network(batch.values, batch.seen), batch.goals)
     if hooked.sizes != {len(batch)}:
         raise ConfigError("model: a layer does not read one row per patient, so it cannot be trained privately")
-    torch.autograd.grad(losses.sum(), [hooked.mark], allow_unused=True)
+    ends = [hooked.mark, *(copy for _, copy in hooked.copies)]
+    _, *grown = torch.autograd.grad(losses.sum(), ends, allow_unused=True)
+    for (parameter, _), gradient in zip(hooked.copies, grown, strict=True):
+        if gradient is not None:
+            hooked.book.enter_rows(parameter, gradient.view(len(batch), -1))
     return _measured(hooked, len(batch))

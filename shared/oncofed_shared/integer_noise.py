@@ -47,6 +47,9 @@ ERRORS = 1e-6
 """Part of delta that is kept for the two errors above, over all numbers of the whole run."""
 FINEST, PER_ROOT = 2**12, 1000
 """Rounding two vectors of d coordinates moves them apart by sqrt(d) at most: a thousandth of a bound of 1000 sqrt(d)."""
+FINE, LEAST_PER_ROOT = 2**17, 128
+"""A bound is no larger than the first as long as rounding takes no more than a 128th of it: a finer grid of a large model takes
+longer to draw noise for, and rings of 64 bits where 32 do (docs/adr/0026)."""
 FLOATS = 2.0**-11
 """Part of the bound that is kept for floating point: half for the one other patient who changes his place when one is removed, half
 for sums."""
@@ -114,7 +117,8 @@ class IntegerNoise:
         share_sigma: standard deviation of one share of noise, in integer steps.
 
     Guarantees:
-        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm, floating point by `FLOATS`.
+        - Rounding shortens what a patient may contribute by less than a thousandth of the clip norm up to 17,179 parameters, and
+          by no more than a 128th for any number; floating point by `FLOATS`.
         - The parameter of the discrete Gaussian is at least SMALLEST_SHARE.
     """
 
@@ -130,7 +134,8 @@ class IntegerNoise:
         Raises:
             ConfigError: a share would be too narrow.
         """
-        finest = max(FINEST, PER_ROOT * math.sqrt(parameters))
+        root = math.sqrt(parameters)
+        finest = max(FINEST, min(PER_ROOT * root, FINE), LEAST_PER_ROOT * root)
         bound = 2 ** math.ceil(math.log2(finest))
         if bound > LARGEST_BOUND:
             raise ConfigError(f"model: {parameters} parameters are more than integers of a step are exact for")

@@ -39,10 +39,8 @@ def sampler(folder: Path) -> list[Measure]:
     """Milliseconds for a million numbers, at the width of a share in the private study of gliomas and of a large network."""
     del folder
     plan, random = load(STUDY), Randomness.from_os()
-    # A million parameters of so many sites want the wider ring.
-    wider = plan.model_copy(update={"privacy": plan.privacy.model_copy(update={"ring_bits": 64})})
     share = ConsortiumMechanism.for_plan(plan, parameters=PARAMETERS).share_sigma
-    large = ConsortiumMechanism.for_plan(wider, parameters=1_000_000).share_sigma
+    large = ConsortiumMechanism.for_plan(plan, parameters=1_000_000).share_sigma
     for sigma in (share, large):
         discrete_gaussian(random, sigma, 1)  # makes the tables
     ours = 1000 * _smallest(lambda: discrete_gaussian(random, share, DRAWS), REPEATS)

@@ -10,7 +10,7 @@ import torch
 from opacus.grad_sample.grad_sample_module import GradSampleModule
 from torch import nn
 
-from oncofed_client.book_keeping import KINDS, Book, Lookups, Products, Room, Rows
+from oncofed_client.book_keeping import KINDS, Book, Lookups, Products, Room, Rows, patients_group_norm
 from oncofed_client.patient_gradients import per_patient
 from oncofed_shared.errors import ConfigError
 
@@ -50,7 +50,6 @@ MODULES = {
     "layer norm": (nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)), (4, 5)),
     "layer norm of a vector": (nn.Sequential(nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 2)), (5,)),
     "layer norm of two dimensions": (nn.Sequential(nn.LayerNorm([4, 5]), nn.Tanh(), nn.Linear(5, 2)), (4, 5)),
-    "group norm": (nn.Sequential(nn.Conv1d(4, 8, 3), nn.GroupNorm(2, 8), nn.Tanh()), (4, 11)),
     "convolution in one dimension": (nn.Sequential(nn.Conv1d(3, 4, 3, stride=2, padding=1), nn.Tanh()), (3, 12)),
     "convolution in two": (nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, groups=3), nn.Tanh()), (3, 6, 5)),
     "convolution in three": (
@@ -163,13 +162,50 @@ def test_what_cancels_is_not_taken_for_shorter_than_it_is() -> None:
     assert (apart > 1e6 * true).all()
 
 
-def test_numbers_too_small_for_single_precision_do_not_shorten_anybody() -> None:
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_numbers_too_small_for_single_precision_do_not_shorten_anybody(tokens) -> None:
     # Squares of these are zero in single precision, and the gradient is of length one all the same.
-    inputs, back = torch.full((2, 2, 20), 1e15), torch.full((2, 2, 20), 1e-23)
+    inputs, back = torch.full((2, tokens, 20), 1e15), torch.full((2, tokens, 20), 1e-23)
     whole, _ = Products(inputs, back).squares(Room())
     true = torch.linalg.matrix_norm(torch.bmm(back.double().mT, inputs.double())).square()
     assert not torch.bmm(back, back.mT).any()
     assert (whole >= true).all()
+    rows = Rows(torch.full((2, 300), 1e-23))
+    assert (rows.squares(Room())[0] >= rows.rows.double().square().sum(dim=1)).all()
+
+
+@pytest.mark.parametrize("width", [1, 127, 128, 129, 5000])
+def test_a_length_in_single_precision_is_never_too_short_and_hardly_too_long(width) -> None:
+    generator = torch.Generator().manual_seed(width)
+    rows = torch.randn(50, width, generator=generator) * 10 ** torch.linspace(-15, 15, 50)[:, None]
+    whole, _ = Rows(rows).squares(Room())
+    true = rows.double().square().sum(dim=1)
+    assert (whole >= true).all()
+    assert (whole <= true * (1 + 4e-5)).all()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_group_norm_of_patients_is_the_layers_and_its_copies_have_the_gradients_that_opacus_writes_down(
+    dtype, affine
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    layer = nn.GroupNorm(2, 8, affine=affine).to(dtype)
+    for parameter in layer.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator).to(dtype)
+    values = torch.randn(PATIENTS, 8, 4, 3, generator=generator).to(dtype).requires_grad_()
+    made, copies = patients_group_norm(layer, values)
+    assert torch.allclose(made, layer(values), rtol=1e-6)
+    back, *grown = torch.autograd.grad(made.square().sum(), [values, *(copy for _, copy in copies)])
+    (expected,) = torch.autograd.grad(layer(values).square().sum(), [values])
+    close = {"rtol": 1e-10, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+    assert torch.allclose(back, expected, **close)
+    assert [p for p, _ in copies] == list(layer.parameters())
+    if affine:
+        theirs = GradSampleModule(copy.deepcopy(layer), loss_reduction="sum")
+        theirs(values).square().sum().backward()
+        for gradient, parameter in zip(grown, theirs._module.parameters(), strict=True):
+            assert torch.allclose(gradient.view(PATIENTS, -1), parameter.grad_sample, **close)
 
 
 def test_layers_of_different_kinds_that_share_a_parameter_are_refused() -> None:
