@@ -42,17 +42,22 @@ class Room:
 
     def copied(self, key: object, values: Tensor) -> Tensor:
         """The same, to be changed."""
-        kept = self._kept.get(key)
-        if kept is None or kept.shape != values.shape:
-            kept = self._kept[key] = torch.empty(values.shape, dtype=torch.float64)
+        kept = self._of(key, values.shape, torch.float64)
         kept.copy_(values)
         return kept
 
     def taken(self, key: object, size: int) -> Tensor:
         """(size,) doubles, with what the last user left in them."""
+        return self._of(key, torch.Size([size]), torch.float64)
+
+    def like(self, key: object, values: Tensor, count: int) -> Tensor:
+        """As many rows like those of the values, with what the last user left in them."""
+        return self._of(key, torch.Size([count, *values.shape[1:]]), values.dtype)
+
+    def _of(self, key: object, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         kept = self._kept.get(key)
-        if kept is None or len(kept) != size:
-            kept = self._kept[key] = torch.empty(size, dtype=torch.float64)
+        if kept is None or kept.shape != shape or kept.dtype != dtype:
+            kept = self._kept[key] = torch.empty(shape, dtype=dtype)
         return kept
 
 

@@ -110,7 +110,7 @@ def integer_sum(
     # The numbers of a place must be made in the same way in every batch, for which no thread may come between.
     with one_thread():
         for i, part in enumerate(torch.split(rows, places)):
-            made = backward(hooked, plan, placed(data, part, places), loss)
+            made = backward(hooked, plan, placed(data, part, places, hooked.room), loss)
             factors = (integers.clip_to * integers.grain / made.lengths).clamp(max=1.0) / integers.grain
             factors[len(part) :] = 0
             made.add(factors, total, first=i == 0)

@@ -142,9 +142,14 @@ def per_patient(network: FusionNetwork) -> Iterator[Hooked]:
             del norm.forward
 
 
-def placed(data: TrainingSet, rows: Tensor, places: int) -> TrainingSet:
-    """The patients at `rows` in the first places of a batch; the others repeat the first patient, and count for nothing."""
-    return data.rows(torch.cat([rows, rows[:1].expand(places - len(rows))]))
+def placed(data: TrainingSet, rows: Tensor, places: int, room: Room | None = None) -> TrainingSet:
+    """The patients at `rows` in the first places of a batch; the others repeat the first patient, and count for nothing.
+
+    Args:
+        room: whose memory holds their values until the next batch; new memory without it.
+    """
+    index = torch.cat([rows, rows[:1].expand(places - len(rows))])
+    return data.rows(index, into=None if room is None else room.like("values", data.values, places))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

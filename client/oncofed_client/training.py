@@ -40,10 +40,10 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.values)
 
-    def rows(self, index: Tensor) -> TrainingSet:
-        """The patients at `index`."""
+    def rows(self, index: Tensor, *, into: Tensor | None = None) -> TrainingSet:
+        """The patients at `index`; their values in memory that is given, or in new."""
         return TrainingSet(
-            values=self.values[index],
+            values=torch.index_select(self.values, 0, index, out=into),
             seen=self.seen[index],
             goals={n: Target(goal=t.goal[index], weight=t.weight[index]) for n, t in self.goals.items()},
         )

@@ -243,3 +243,7 @@ def test_memory_is_taken_once() -> None:
     assert room.doubles("b", given) is given
     assert room.taken("c", 5).data_ptr() == room.taken("c", 5).data_ptr()
     assert len(room.taken("c", 6)) == 6
+    rows = room.like("d", torch.ones(9, 4), 5)
+    assert (rows.shape, rows.dtype) == ((5, 4), torch.float32)
+    assert room.like("d", torch.ones(2, 4), 5).data_ptr() == rows.data_ptr()
+    assert room.like("d", given[:, None], 5).dtype == torch.float64
