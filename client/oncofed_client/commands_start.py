@@ -6,13 +6,11 @@ import contextlib
 import json
 import os
 import pwd
-import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -31,6 +29,7 @@ from oncofed_client.options import Folder, OwnState
 from oncofed_client.settings import Policy
 from oncofed_client.whereabouts import SitePlace, site_place
 from oncofed_shared.errors import ConfigError
+from oncofed_shared.told import told_by_signals
 
 __all__ = ["Part", "register"]
 
@@ -148,7 +147,7 @@ def _serve(place: SitePlace, path: Path, group: str | None, metrics: Path | None
     from oncofed_client.daemon import Daemon, own_socket  # noqa: PLC0415
     from oncofed_client.door import open_door  # noqa: PLC0415
 
-    data, stop = place.data, _until_told()
+    data, stop = place.data, told_by_signals()
     if data is None:
         raise ConfigError(f"{place.state}: the daemon reads the site's data; name the folder with site.toml")
     with own_socket(path, group=group), _figures(place, metrics):
@@ -179,13 +178,6 @@ def _figures(place: SitePlace, folder: Path | None) -> Iterator[None]:
 
 def _note(event: str, fields: Mapping[str, Any]) -> None:
     say(f"door.{event}", **fields)
-
-
-def _until_told() -> Event:
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
 
 
 def _tell(text: str) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import json
 import os
 import shlex
-import signal
 import sys
 import time
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +31,7 @@ from oncofed_shared.errors import ConfigError, StorageError
 from oncofed_shared.plan import NoPrivacy, load
 from oncofed_shared.public_keys import key_fingerprint, public_of
 from oncofed_shared.storage import write_whole
+from oncofed_shared.told import told_by_signals
 
 __all__ = ["app", "main"]
 
@@ -317,7 +316,7 @@ def status(
 
     if watch:
         try:
-            keep_watching(look, out=sys.stdout, stop=_stop_event(), as_json=as_json)
+            keep_watching(look, out=sys.stdout, stop=told_by_signals(), as_json=as_json)
         except BrokenPipeError:
             # Who read has gone; Python would complain once more when it closes what it cannot write to.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -355,13 +354,6 @@ def export(study: Study, out: Annotated[Path, typer.Option(help="A new ZIP file.
 # -- the service ----------------------------------------------------------------------------------------------------------
 
 
-def _stop_event() -> Event:
-    stop = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 @app.command()
 def start(
     folder: Dir = HERE,
@@ -376,7 +368,7 @@ def start(
 
     opened = Folder.open(folder)
     with contextlib.nullcontext() if metrics is None else served(opened, metrics, clock=time.time):
-        serve(opened, given=dict(os.environ), stop=_stop_event(), say=say)
+        serve(opened, given=dict(os.environ), stop=told_by_signals(), say=say)
 
 
 @app.command(hidden=True)
@@ -386,7 +378,7 @@ def dispatch(folder: Dir = HERE) -> None:
     from oncofed_server.service.programs import environment  # noqa: PLC0415
 
     opened = Folder.open(folder)
-    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=_stop_event(), say=say).run()
+    Dispatcher(folder=opened, environment=environment(opened, dict(os.environ)), stop=told_by_signals(), say=say).run()
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from threading import Event
 
 from oncofed_shared.errors import OncofedError
 from oncofed_shared.processes import Descendants, dies_with_us, subreaper
+from oncofed_shared.told import Stop
 
 __all__ = ["Note", "Program", "keep", "pause_after"]
 
@@ -122,7 +122,7 @@ def _bury(living: set[int]) -> None:
 def keep(
     programs: Sequence[Program],
     *,
-    stop: Event,
+    stop: Stop,
     say: Callable[[str], None],
     patience: float,
     note: Note = lambda event, **facts: None,

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +23,41 @@ __all__ = ["alone", "dump_json", "read_arrays", "write_arrays", "write_whole"]
 
 
 @contextmanager
-def alone(folder: Path, command: str, *, choose: str = "--out") -> Iterator[None]:
-    """One process at a time for a folder, which is made where it is missing; a process that has ended holds nothing.
+def alone(folder: Path, command: str, *, lock: Path | None = None, choose: str = "--out") -> Iterator[None]:
+    """One process at a time for a folder; a process that has ended holds nothing.
 
     Args:
         command: what is at work here, as a user types it.
-        choose: the option with which he names another folder.
+        lock: a file that is there meanwhile; without it one beside the folder, of whose content nothing changes.
+        choose: the option with which a user names another folder.
 
     Raises:
-        StorageError: another one is at work, or the folder cannot be written, then or later.
+        StorageError: another one is at work, or something cannot be written, then or later.
     """
+    path = lock or folder.absolute().parent / f".{folder.name}.lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (folder / f".{command.rsplit(maxsplit=1)[-1]}.lock").open("w", encoding="ascii") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StorageError(f"{folder}: another `{command}` is at work here; wait for it") from None
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o777 if lock is None else 0o700)
+        with ExitStack() as stack:
+            if not _locked(path, stack):
+                raise StorageError(f"{folder}: another `{command}` is at work here; wait for it")
+            stack.callback(path.unlink, missing_ok=True)
             yield
     except OSError as error:
         raise StorageError(f"{folder}: cannot be used ({error.strerror}); choose another {choose}") from None
+
+
+def _locked(path: Path, stack: ExitStack) -> bool:
+    """Lock a file until the stack ends; False if somebody else has."""
+    while True:
+        file = stack.enter_context(path.open("w", encoding="ascii"))
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        # Who had it before may have removed it in between.
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return True
 
 
 def write_whole(path: Path, content: bytes, *, private: bool = False, synced: bool = True) -> None:

@@ -7,17 +7,16 @@ import contextlib
 import json
 import os
 import pwd
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from threading import Event
 
 from oncofed_client.gate.fence import Fence, Way, can_be_fenced
 from oncofed_client.gate.programs import gate_program, prepared
 from oncofed_client.log_lines import say
 from oncofed_shared.errors import ConfigError, OncofedError
 from oncofed_shared.keeping import Note, Program, keep
+from oncofed_shared.told import told_by_signals
 
 __all__ = ["main"]
 
@@ -38,9 +37,7 @@ def main() -> None:
     parser.add_argument("--metrics", type=Path, help="folder for figures")
     parser.add_argument("--daemon", type=json.loads, help="words of the daemon, as JSON")
     given = parser.parse_args()
-    stop = Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = told_by_signals()
     try:
         home = given.home.absolute()
         gate = prepared(given.credentials, home=home, socket=given.socket)

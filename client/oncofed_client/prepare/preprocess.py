@@ -343,5 +343,5 @@ def preprocess(
     """
     if state.resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"{state}: lies in the site's folder, into which nothing is written; choose another --state")
-    with alone(state, "oncofed-site preprocess", choose="--state"):
+    with alone(state, "oncofed-site preprocess", lock=state / ".preprocess.lock", choose="--state"):
         return _Run(folder, settings, plan, study=study, cache=open_cache(state), watch=watch).work(jobs)

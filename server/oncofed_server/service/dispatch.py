@@ -18,7 +18,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import psutil
@@ -34,6 +33,7 @@ from oncofed_shared.errors import OncofedError
 from oncofed_shared.keeping import Note
 from oncofed_shared.log_lines import LONGEST
 from oncofed_shared.storage import dump_json, write_whole
+from oncofed_shared.told import Stop
 
 __all__ = ["Dispatcher"]
 
@@ -72,7 +72,7 @@ class Dispatcher:
 
     folder: Folder
     environment: Mapping[str, str]
-    stop: Event
+    stop: Stop
     say: Note
     _runs: dict[str, _Runs] = field(default_factory=dict)
     _told: tuple[str, str] = ("", "")

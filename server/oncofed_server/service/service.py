@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from oncofed_server.service.folder import Folder
@@ -19,13 +18,14 @@ from oncofed_server.service.running import Service
 from oncofed_server.service.studies import check_writable
 from oncofed_shared.errors import ConfigError, StorageError
 from oncofed_shared.keeping import Note, keep
+from oncofed_shared.told import Stop
 
 __all__ = ["serve"]
 
 PATIENCE = 8.0
 
 
-def serve(folder: Folder, *, given: Mapping[str, str], stop: Event, say: Note) -> None:
+def serve(folder: Folder, *, given: Mapping[str, str], stop: Stop, say: Note) -> None:
     """Run SuperLink, proxy and dispatcher until `stop`.
 
     Args:

@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from threading import Event
 from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
@@ -20,6 +19,7 @@ from rich.text import Text
 from oncofed_server.service.letters import large
 from oncofed_server.service.status import SHORT_ID
 from oncofed_shared.errors import OncofedError
+from oncofed_shared.told import Stop
 
 __all__ = ["Look", "look_at", "watch"]
 
@@ -127,7 +127,7 @@ def watch(
     look: Callable[[], dict[str, Any]],
     *,
     out: TextIO,
-    stop: Event,
+    stop: Stop,
     clock: Callable[[], float] = time.time,
     as_json: bool = False,
     pause: float = LOOK_SECONDS,

@@ -141,13 +141,17 @@ def test_one_process_at_a_time_has_a_folder_and_a_dead_one_does_not(tmp_path: Pa
             alone(folder, "oncofed-simulate measure"),
         ):
             pass
-        with alone(folder, "oncofed-simulate other"):
+        with alone(tmp_path / "new" / "other", "oncofed-simulate measure"):
             pass
         other.kill()
     with alone(folder, "oncofed-simulate measure"):
-        pass
+        assert not folder.exists(), "nothing is put into it"
+    assert not list((tmp_path / "new").iterdir())
+    with alone(folder, "a", lock=folder / ".own"):
+        assert list(folder.iterdir()) == [folder / ".own"]
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"cannot be used .*; choose another --out"), alone(tmp_path / "file", "a"):
+    below = tmp_path / "file" / "out"
+    with pytest.raises(StorageError, match=r"cannot be used .*; choose another --out"), alone(below, "a"):
         pass
     with pytest.raises(StorageError, match="No space left on device"), alone(folder, "a"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
