@@ -94,8 +94,8 @@ class SealedExchange:
 
     Guarantees:
         - One request at a time is asked of a site: the newest. An answer to an earlier one is dropped.
-        - A message that was lost on its way is sent again long before the deadline: Flower's SuperNode forgets one that it could
-          not fetch, or that was in it when it ended. A site that has only been slow gives the answer that it has.
+        - A message that was lost on its way is sent again before a long deadline: by its source Flower's SuperNode forgets one
+          that it could not fetch, and one that was in it when it ended. A site that was only slow gives the answer that it has.
         - A reply that its site did not sign for this very request changes nothing but a line in the log.
     """
 

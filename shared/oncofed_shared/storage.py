@@ -34,7 +34,8 @@ def alone(folder: Path, command: str, *, lock: Path | None = None, choose: str =
     Raises:
         StorageError: another one is at work, or something cannot be written, then or later.
     """
-    path = lock or folder.absolute().parent / f".{folder.name}.lock"
+    whole = folder.absolute()
+    path = lock or whole.parent / f".{whole.name}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o777 if lock is None else 0o700)
         with ExitStack() as stack:

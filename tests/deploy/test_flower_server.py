@@ -323,13 +323,18 @@ def test_errors_on_the_way_and_answers_that_nobody_signed_are_silence(new_world:
     assert "signature: site-2: the reply is not signed" in world.notes
 
 
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no answer is sent once more almost at once."""
+    monkeypatch.setattr(flower_exchange, "SILENCE", 0.05)
+
+
+@pytest.mark.usefixtures("soon")
 def test_a_message_that_a_node_forgot_is_sent_again_long_before_the_deadline(
     new_world: Callable[..., World],
     make_consortium: Callable[..., Consortium],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flower_exchange, "SILENCE", 0.05)
     world = new_world(training__deadline_minutes=60)
     world.lost = {"site-1": 2, "site-3": 1}
     world.drive()
@@ -339,13 +344,12 @@ def test_a_message_that_a_node_forgot_is_sent_again_long_before_the_deadline(
     assert "has not answered for a while: it is asked once more" in world.notes
 
 
+@pytest.mark.usefixtures("soon")
 def test_a_slow_site_that_is_asked_once_more_computes_once(
     new_world: Callable[..., World],
     make_consortium: Callable[..., Consortium],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(flower_exchange, "SILENCE", 0.05)
     world = new_world()
     world.slow = {"site-2": 100}
     world.drive()
