@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oncofed_client.egress import check_share
 from oncofed_client.exact_noise import exact_gaussian
-from oncofed_client.noise import CHUNK, discrete_gaussian
+from oncofed_client.noise import CHUNK, add_discrete_gaussian
 from oncofed_client.patient_gradients import Hooked, Loss, backward, per_patient, placed
 from oncofed_client.randomness import Randomness
 from oncofed_client.training import TrainingSet
@@ -159,7 +159,7 @@ def consortium_share(
         total = integer_sum(hooked, plan, data, rows, mechanism.integers, loss=loss)
     check_share(total, size=mechanism.integers.parameters, largest=mechanism.bound * len(rows))
     share = np.clip(total, -mechanism.room, mechanism.room)
-    share += discrete_gaussian(random, mechanism.share_sigma, len(total))
+    add_discrete_gaussian(random, mechanism.share_sigma, share)
     return share
 
 
@@ -204,7 +204,7 @@ def numbers_share(
 
 def _noised(share: NDArray[np.int64], mechanism: TablesMechanism, random: Randomness) -> NDArray[np.int64]:
     if random.repeats:
-        share += discrete_gaussian(random, mechanism.share_sigma, mechanism.cells)
+        add_discrete_gaussian(random, mechanism.share_sigma, share)
     else:
         share += exact_gaussian(mechanism.share_sigma, mechanism.cells)
     return share

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from oncofed_client.randomness import Randomness
 from oncofed_shared.integer_noise import SMALLEST_SHARE
 
-__all__ = ["CHUNK", "Table", "discrete_gaussian", "levels", "reach", "table"]
+__all__ = ["CHUNK", "Table", "add_discrete_gaussian", "discrete_gaussian", "levels", "reach", "table"]
 
 PRECISION, FIXED = 128, 320
 """Bits of the distribution function, and of the arithmetic that makes it."""
@@ -143,18 +143,23 @@ def reach(sigma: float) -> int:
 
 
 def discrete_gaussian(random: Randomness, sigma: float, count: int) -> NDArray[np.int64]:
-    """Draw from the discrete Gaussian: P(x) proportional to exp(-x^2 / 2 sigma^2) on the integers.
+    """(count,) independent draws: see `add_discrete_gaussian`."""
+    drawn = np.zeros(count, dtype=np.int64)
+    add_discrete_gaussian(random, sigma, drawn)
+    return drawn
+
+
+def add_discrete_gaussian(random: Randomness, sigma: float, numbers: NDArray[np.int64]) -> None:
+    """Add to each number a draw from the discrete Gaussian: P(x) proportional to exp(-x^2 / 2 sigma^2) on the integers.
 
     Args:
         sigma: the width, SMALLEST_SHARE or more.
-
-    Returns:
-        (count,) independent numbers, none larger than 16 sigma.
+        numbers: any count of them, changed in place while they are in the processor's cache.
 
     Guarantees:
+        - Draws are independent, and none is larger than TAIL x sigma.
         - Total variation to the discrete Gaussian is below 2**-108 for each number (`integer_noise.SAMPLER_ERROR`).
-        - Every random bit is of the stream's cipher; the same stream gives the same numbers.
-        - No number is larger than TAIL x sigma.
+        - Every random bit is of the stream's cipher; the same stream gives the same draws.
 
     Raises:
         ValueError: the width is too small.
@@ -162,13 +167,13 @@ def discrete_gaussian(random: Randomness, sigma: float, count: int) -> NDArray[n
     if not sigma >= SMALLEST_SHARE:
         message = f"a width of {sigma:g} is below {SMALLEST_SHARE:g}"
         raise ValueError(message)
+    count = len(numbers)
     parts = [table(width, multiplier) for multiplier, width in levels(sigma)]
     kind = np.int32 if reach(sigma) < LARGEST else np.int64
-    drawn = np.empty(count, dtype=np.int64)
     summed, part = np.empty((2, min(count, CHUNK)), dtype=kind)
     left: list[list[NDArray[np.int64]]] = [[] for _ in parts]
     for start in range(0, count, CHUNK):
-        piece = drawn[start : start + CHUNK]
+        piece = numbers[start : start + CHUNK]
         for i, own in enumerate(parts):
             cells = random.halves(len(piece))
             # "clip" spares a copy; no index is out of range.
@@ -177,9 +182,8 @@ def discrete_gaussian(random: Randomness, sigma: float, count: int) -> NDArray[n
                 summed += part
             if own.decided < 1 << CELL:
                 left[i].append(start + np.flatnonzero(cells >= np.uint16(own.decided)))
-        piece[:] = summed[: len(piece)]
+        piece += summed[: len(piece)]
     # All that no cell decided at once: each of these operations takes a while for few numbers too.
     for own, places in zip(parts, left, strict=True):
         where = np.concatenate([np.zeros(0, dtype=np.int64), *places])
-        drawn[where] += own.rest(random, len(where))
-    return drawn
+        numbers[where] += own.rest(random, len(where))

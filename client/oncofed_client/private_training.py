@@ -16,7 +16,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor
 
 from oncofed_client.integer_step import integer_sum, places_of, sample
-from oncofed_client.noise import discrete_gaussian
+from oncofed_client.noise import add_discrete_gaussian
 from oncofed_client.patient_gradients import Loss, backward, per_patient
 from oncofed_client.randomness import Randomness
 from oncofed_client.training import TrainingSet, doubled, optimiser_step
@@ -80,7 +80,7 @@ def private_update(
         for _ in range(plan.training.local_steps):
             rows = sample(random, mechanism.sampling_rate, len(data))
             total = integer_sum(hooked, plan, data, rows, integers, loss=loss)
-            total += discrete_gaussian(random, integers.share_sigma, layout.size)
+            add_discrete_gaussian(random, integers.share_sigma, total)
             gradient.copy_(torch.from_numpy(total)).mul_(scale)
             if penalised:
                 gradient += decay * weights + l1 * weights.sign()

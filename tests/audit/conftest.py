@@ -44,8 +44,8 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 def noise_halved(patch: pytest.MonkeyPatch) -> None:
     """Every share of noise is half as wide as the mechanism says."""
     for module in (integer_step, private_training):
-        real = module.discrete_gaussian
-        patch.setattr(module, "discrete_gaussian", lambda r, sigma, count, real=real: real(r, sigma / 2, count))
+        real = module.add_discrete_gaussian
+        patch.setattr(module, "add_discrete_gaussian", lambda r, sigma, onto, real=real: real(r, sigma / 2, onto))
 
 
 def clip_doubled(patch: pytest.MonkeyPatch) -> None:
@@ -85,13 +85,14 @@ def share_left_out(patch: pytest.MonkeyPatch) -> None:
             made.__class__ = Silent
         return made
 
-    gaussian = integer_step.discrete_gaussian
+    gaussian = integer_step.add_discrete_gaussian
 
-    def drawn(random: Randomness, sigma: float, count: int) -> np.ndarray[Any, Any]:
-        return np.zeros(count, dtype=np.int64) if isinstance(random, Silent) else gaussian(random, sigma, count)
+    def added(random: Randomness, sigma: float, numbers: np.ndarray[Any, Any]) -> None:
+        if not isinstance(random, Silent):
+            gaussian(random, sigma, numbers)
 
     patch.setattr(Contributor, "_random", draw)
-    patch.setattr(integer_step, "discrete_gaussian", drawn)
+    patch.setattr(integer_step, "add_discrete_gaussian", added)
 
 
 def _half(random: Randomness, rate: float, patients: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ LINEAR = {"model.layers": 0, "training.local_steps": 1, "training.dtype": "float
 
 def silent(patch: pytest.MonkeyPatch) -> Randomness:
     """A stream by which noise is drawn as nothing: the clipped mean is left."""
-    patch.setattr(private_training, "discrete_gaussian", lambda random, sigma, count: np.zeros(count, dtype=np.int64))
+    patch.setattr(private_training, "add_discrete_gaussian", lambda random, sigma, numbers: None)
     return Randomness.repeatable("silent")
 
 
