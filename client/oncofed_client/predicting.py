@@ -236,7 +236,7 @@ def _unknown(task: ClassificationTask | SurvivalTask, patients: int) -> NDArray[
 def _dropping(network: FusionNetwork, seed: int) -> Iterator[None]:
     """Dropout as in training, drawn from a seed; whole modalities stay, for a patient's own are no matter of chance."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for layer in network.modules():
             layer.train(isinstance(layer, nn.Dropout))
         yield

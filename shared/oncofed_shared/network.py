@@ -216,6 +216,7 @@ class FusionNetwork(nn.Module):
 def build(plan: Plan, columns: Columns, seed: int) -> FusionNetwork:
     """Build the plan's network with first values that the seed alone decides."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # torch.manual_seed would also look for every kind of device, which takes longer than a small network.
+        torch.default_generator.manual_seed(seed)
         network = FusionNetwork(plan, columns)
     return network.to(torch.float64 if plan.training.dtype == "float64" else torch.float32)
