@@ -39,7 +39,7 @@ SEED = int(os.environ.get("ONCOFED_STORM_SEED", "20261121"))
 LISTS = int(os.environ.get("ONCOFED_STORM_LISTS", "10000"))
 CHUNKS = 20
 SITES = ("site-1", "site-2", "site-3")
-SHARES = {"one site": 0.6, "two sites": 0.2, "noise of one site": 0.18, "noise of the consortium": 0.02}
+SHARES = {"one site": 0.5, "two sites": 0.25, "noise of one site": 0.22, "noise of the consortium": 0.03}
 """Of all lists, by scene: the smaller the scene, the more of them fit into a minute."""
 
 
