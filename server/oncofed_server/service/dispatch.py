@@ -35,11 +35,11 @@ from oncofed_shared.log_lines import LONGEST
 from oncofed_shared.storage import dump_json, write_whole
 from oncofed_shared.told import Stop
 
-__all__ = ["Dispatcher"]
+__all__ = ["SEE_NODES", "SEE_SOON", "Dispatcher", "rest_after"]
 
 LOOK = 0.3
-SEE_NODES = 60.0
-"""Seconds between two looks at who is connected."""
+SEE_SOON, SEE_NODES = 8.0, 60.0
+"""Seconds from a change of who is connected to the next look; twice as long after each look without one, up to the second."""
 GRACE = 60.0
 """Seconds that a submitted run has until its ServerApp holds the study's lock."""
 MOST_DEATHS = 10
@@ -48,6 +48,12 @@ CALL_SECONDS = 60.0
 MOST_LOG = 32 << 20
 """Bytes of a program's log: Flower writes a line for every request."""
 BUNDLE = Path(oncofed_server.__file__).with_name("bundle")
+
+
+def rest_after(rest: float, before: Mapping[str, Seen], seen: Mapping[str, Seen]) -> float:
+    """Seconds from a look at who is connected to the next: after a start gates come one by one, and then stay for weeks."""
+    changed = {s for s, f in before.items() if f.online} != {s for s, f in seen.items() if f.online}
+    return SEE_SOON if changed else min(2 * rest, SEE_NODES)
 
 
 @dataclass(kw_only=True)
@@ -79,6 +85,7 @@ class Dispatcher:
     _reloaded: float = 0.0
     _listing: subprocess.Popen[str] | None = None
     _listed: float = -1e9
+    _rest: float = SEE_SOON
 
     def run(self) -> None:
         """Look, act, rest; a mistake in one study or one call ends neither the loop nor the others."""
@@ -194,12 +201,14 @@ class Dispatcher:
         return int(answer["node-id"])
 
     def _see_nodes(self) -> None:
-        """Note once a minute which gates are connected; Flower's client takes seconds, in which nothing else waits for it."""
+        """Note which gates are connected; Flower's client takes seconds, in which nothing else waits for it."""
         if self._listing is not None and self._listing.poll() is not None:
             told, _ = self._listing.communicate()
             self._listing = None
-            keep_nodes(self.folder, self._seen_nodes(told, now=time.time()))
-        if self._listing is None and time.monotonic() - self._listed > SEE_NODES:
+            before, seen = read_nodes(self.folder), self._seen_nodes(told, now=time.time())
+            keep_nodes(self.folder, seen)
+            self._rest = rest_after(self._rest, before, seen)
+        if self._listing is None and time.monotonic() - self._listed > self._rest:
             self._listed = time.monotonic()
             program = str(Path(sys.executable).with_name("flwr"))
             self._listing = subprocess.Popen(  # noqa: S603 - our own words

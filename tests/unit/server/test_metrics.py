@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from oncofed_server.__main__ import app
 from oncofed_server.service.authority import days_left
-from oncofed_server.service.dispatch import Dispatcher
+from oncofed_server.service.dispatch import SEE_NODES, SEE_SOON, Dispatcher, rest_after
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.metrics import MINUTE, figures_text, served
 from oncofed_server.service.prepare import prepare
@@ -193,3 +193,23 @@ def test_who_is_online_is_taken_from_what_flowers_client_lists(place: StudyFolde
     assert found == {"site-1": Seen(online=True, at=90.0), "site-2": Seen(online=False, at=50.0)}
     for nothing in ("", "Error", '{"success": false}'):
         assert dispatcher._seen_nodes(nothing, now=90.0) == read_nodes(folder)
+
+
+def test_whoever_connects_after_a_start_is_seen_soon_and_nobody_is_asked_about_for_long_when_nothing_changes() -> None:
+    def there(*sites: str) -> dict[str, Seen]:
+        return {f"site-{i}": Seen(online=f"site-{i}" in sites, at=1.0) for i in (1, 2, 3)}
+
+    rest, rests = SEE_SOON, []
+    for _ in range(8):
+        rest = rest_after(rest, there("site-1"), there("site-1"))
+        rests.append(rest)
+    assert rests == sorted(rests)
+    assert rests[0] == 2 * SEE_SOON
+    assert rests[-1] == SEE_NODES
+    # One comes, one goes, one is known for the first time.
+    for before, seen in (
+        (there("site-1"), there("site-1", "site-2")),
+        (there("site-1"), there()),
+        ({}, there("site-3")),
+    ):
+        assert rest_after(SEE_NODES, before, seen) == SEE_SOON
