@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -155,7 +156,7 @@ def withdraw(state: Path, study_id: str, *, now: float, site: str, reason: str =
 
 def _decide(state: Path, decision: Decision) -> None:
     _, path = _paths(state, decision.study_id)
-    known = _documents(path) if path.exists() else []
+    known = _documents(_content(path), str(path)) if path.exists() else []
     body = {
         "study": decision.study_id,
         "site": decision.site,
@@ -170,13 +171,21 @@ def _decide(state: Path, decision: Decision) -> None:
     write_whole(path, (json.dumps([*known, made], indent=1) + "\n").encode(), private=True)
 
 
-def _documents(path: Path) -> list[Any]:
+def _content(path: Path) -> bytes:
+    """A file of decisions; nothing where it cannot be read or is too large to be one."""
+    with suppress(OSError):
+        if path.stat().st_size <= MAX_DOCUMENT:
+            return path.read_bytes()
+    return b""
+
+
+def _documents(content: bytes, where: str) -> list[Any]:
     try:
-        found = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_DOCUMENT else None
-    except (OSError, ValueError, RecursionError):
-        raise DataError(f"{path}: cannot be read, or is damaged; approve the study again") from None
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise DataError(f"{where}: cannot be read, or is damaged; approve the study again") from None
     if not isinstance(found, list) or len(found) > _MOST_DECISIONS:
-        raise DataError(f"{path}: is not a list of decisions; approve the study again")
+        raise DataError(f"{where}: is not a list of decisions; approve the study again")
     return found
 
 
@@ -189,11 +198,16 @@ def decisions(state: Path, study_id: str) -> tuple[Decision, ...]:
     _, path = _paths(state, study_id)
     if not path.exists():
         return ()
-    signer, found = raw_public(public_half(state)), []
-    for number, document in enumerate(_documents(path), 1):
-        body = read_document(json.dumps(document).encode(), DECISION_KIND, signer=signer, where=str(path)).body
+    return _decided(_content(path), raw_public(public_half(state)), study_id, str(path))
+
+
+@lru_cache(maxsize=16)
+def _decided(content: bytes, signer: bytes, study_id: str, where: str) -> tuple[Decision, ...]:
+    found = []
+    for number, document in enumerate(_documents(content, where), 1):
+        body = read_document(json.dumps(document).encode(), DECISION_KIND, signer=signer, where=where).body
         if (body.get("study"), body.get("number")) != (study_id, number) or body.get("what") not in _WORDS:
-            raise DataError(f"{path}: decision {number} does not belong here: one was removed, added or moved")
+            raise DataError(f"{where}: decision {number} does not belong here: one was removed, added or moved")
         found.append(
             Decision(
                 study_id=study_id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from oncofed_shared.errors import DataError, RemoteProtocolError
@@ -15,6 +16,12 @@ ROSTERS = "rosters"
 SECONDS_PER_DAY = 86400.0
 AHEAD_SECONDS = SECONDS_PER_DAY
 """How far in the future an epoch may have been issued: the plan key's machine is offline, and so is its clock."""
+
+
+@lru_cache(maxsize=16)
+def _read(content: bytes, plan_key: bytes, where: str) -> RosterEpoch:
+    """The same epoch comes with every request."""
+    return read_roster(content, plan_key=plan_key, where=where)
 
 
 def _path(state: Path, plan_key: bytes) -> Path:
@@ -34,7 +41,7 @@ def newest_roster(state: Path, plan_key: bytes) -> RosterEpoch | None:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return read_roster(content, plan_key=plan_key, where=str(path))
+    return _read(content, plan_key, str(path))
 
 
 def keep_roster(state: Path, content: bytes, *, plan_key: bytes, now: float) -> RosterEpoch:

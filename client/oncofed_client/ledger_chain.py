@@ -18,14 +18,15 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from oncofed_client.sqlite_files import BUSY_SECONDS, sqlite_errors, sync_folder, transaction
 from oncofed_shared.errors import DataError, StorageError
+from oncofed_shared.public_keys import is_signed
 
 __all__ = [
     "FIRST_LINK",
@@ -175,9 +176,7 @@ def check_row(row: Row, *, number: int, previous: bytes, key: Ed25519PublicKey, 
         problems.append(f"{where}: does not follow from the entry before: one was removed, reordered or replaced")
     if _digest(form, link, content) != digest:
         problems.append(f"{where}: its content is not what was hashed: it was edited")
-    try:
-        key.verify(signature, form.signed + digest)
-    except InvalidSignature:
+    if not is_signed(key.public_bytes_raw(), signature, form.signed + digest):
         problems.append(f"{where}: is not signed by this site's key: it was edited, or written by somebody else")
     return problems
 
@@ -288,13 +287,18 @@ class Chain:
         """What SQLite itself finds wrong, and which of the ledger's own safeguards are gone."""
         with sqlite_errors(self.path):
             found = [str(r[0]) for r in self._connection.execute("PRAGMA integrity_check") if r[0] != "ok"]
-            expected = _tables(self._connection)
-        with closing(sqlite3.connect(":memory:")) as fresh:
-            fresh.executescript(_SCHEMA)
-            changed = _tables(fresh) ^ expected
+            found_tables = _tables(self._connection)
+        changed = _sound_tables() ^ found_tables
         return found + [
             f"table or trigger {name}: is not as a ledger has it" for name in sorted({n for n, _ in changed})
         ]
+
+
+@cache
+def _sound_tables() -> frozenset[tuple[str, str]]:
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        fresh.executescript(_SCHEMA)
+        return frozenset(_tables(fresh))
 
 
 def _tables(connection: sqlite3.Connection) -> set[tuple[str, str]]:
