@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,14 @@ def test_settings_are_arguments_and_only_main_may_read_the_environment(name):
 @pytest.mark.parametrize("name", CORES)
 def test_the_two_cores_have_no_socket_no_flower_and_no_clock(name):
     assert not tops(ROOT / name) & NETWORK_AND_TIME
+
+
+@pytest.mark.parametrize("commands", ["oncofed_client", "oncofed_server"])
+def test_a_command_loads_nothing_that_takes_seconds_before_it_needs_it(commands):
+    slow = {"dp_accounting", "flwr", "opacus", "pandas", "scipy", "sklearn", "torch"}
+    program = f"import sys, {commands}.__main__; print(*{slow} & sys.modules.keys())"
+    ended = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert ended.stdout.split() == []
 
 
 def test_nothing_unpickles():

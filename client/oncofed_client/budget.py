@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from dp_accounting import ComposedDpEvent, NeighboringRelation, SelfComposedDpEvent
-from dp_accounting.pld import PLDAccountant
-from dp_accounting.rdp import RdpAccountant
 
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.renyi_filter import ORDERS, Curve, RenyiFilter, renyi_of, step_event, sum_of
 
-__all__ = ["BudgetPolicy", "Charge", "Cost", "cost_of", "epsilon_of_charges"]
+if TYPE_CHECKING:
+    from oncofed_client.settings import Policy
+
+__all__ = ["BudgetPolicy", "Charge", "Cost", "budget_policy", "cost_of", "epsilon_of_charges"]
 
 Part = Literal["train", "validation", "test"]
 FINE, COARSE, LARGE = 1e-4, 1e-3, 100.0
@@ -189,6 +189,17 @@ class BudgetPolicy:
         return cls(**{**body, "orders": tuple(body["orders"])})
 
 
+def budget_policy(policy: Policy) -> BudgetPolicy:
+    """The part of a site's policy that its ledger keeps."""
+    return BudgetPolicy(
+        epsilon_total=policy.epsilon_total,
+        epsilon_study=policy.epsilon_study,
+        epsilon_alone=policy.epsilon_alone,
+        delta_total=policy.delta_total,
+        orders=policy.orders,
+    )
+
+
 def cost_of(charges: Iterable[Charge]) -> Cost:
     """What charges of one plan cost a patient, who is in one part of it only: the larger of the parts, at each order."""
     parts: dict[str, list[Charge]] = {}
@@ -237,6 +248,11 @@ def epsilon_of_charges(charges: Iterable[Charge], *, delta: float, own: bool = F
 def _part_epsilon(lines: tuple[tuple[float, float, int, float], ...], delta: float) -> float:
     if any(noise <= 0 for _, noise, _, _ in lines):
         return math.inf
+    # The accountant takes a second to import, and most commands need it not.
+    from dp_accounting import ComposedDpEvent, NeighboringRelation, SelfComposedDpEvent  # noqa: PLC0415
+    from dp_accounting.pld import PLDAccountant  # noqa: PLC0415
+    from dp_accounting.rdp import RdpAccountant  # noqa: PLC0415
+
     event = ComposedDpEvent(
         [SelfComposedDpEvent(step_event(sampling_rate=q, noise_multiplier=n), steps) for q, n, steps, _ in lines]
     )

@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from oncofed_client.doctor import examine, is_sound
 from oncofed_client.doctor_check import Check, Verdict
 from oncofed_client.options import Folder, OwnState
 from oncofed_client.whereabouts import site_place
@@ -47,6 +46,8 @@ def register(app: typer.Typer, environment: Mapping[str, str]) -> None:
         state: OwnState = None,
     ) -> None:
         """Check clock, network, disk, rights, keys and versions of this machine, and say what to do."""
+        from oncofed_client.doctor import examine, is_sound  # noqa: PLC0415 - loads what all other commands together need
+
         place, console = site_place(folder, state), Console(highlight=False)
         checks = []
         for check in examine(place, environment=environment, clock=time.time, socket=socket):

@@ -16,13 +16,13 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from numpy.typing import NDArray
 
-from oncofed_client.budget import Charge
+from oncofed_client.budget import Charge, budget_policy
 from oncofed_client.charged_reply import charged_reply
 from oncofed_client.egress import check_share
 from oncofed_client.identity import identity_of, raw_public
 from oncofed_client.ledger import LEDGER_FILE, Ledger
 from oncofed_client.outbox import OUTBOX_FILE, Outbox, reply_id_of
-from oncofed_client.plan_charges import budget_policy, promised
+from oncofed_client.plan_charges import promised
 from oncofed_client.randomness import Randomness
 from oncofed_client.settings import Policy
 from oncofed_client.sum_keys import SumKeys

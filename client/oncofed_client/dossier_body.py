@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from oncofed_client.approvals import STUDIES, Approval
+from oncofed_client.budget import budget_policy
 from oncofed_client.cohort import read_cohort
 from oncofed_client.counting import rounded_counts
 from oncofed_client.identity import public_half, raw_public
@@ -22,7 +23,6 @@ from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_report import ledger_report
 from oncofed_client.ledger_verify import read_account
 from oncofed_client.model_files import fetch_model, is_delivered
-from oncofed_client.plan_charges import budget_policy
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.receipts import RECEIPTS_FILE, Receipt, read_receipts
 from oncofed_client.settings import SiteSettings

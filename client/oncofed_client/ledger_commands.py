@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from oncofed_client.budget import budget_policy
 from oncofed_client.identity import fingerprint_of, public_half, read_public
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_report import LedgerReport, Preview, ledger_report, preview_of
 from oncofed_client.ledger_verify import read_account, verify
-from oncofed_client.plan_charges import budget_policy, plan_charges, promised
+from oncofed_client.plan_charges import plan_charges, promised
 from oncofed_client.settings import load_settings
 from oncofed_shared.errors import DataError, RemoteProtocolError
 from oncofed_shared.plan import NoPrivacy, Plan

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from oncofed_client.budget import BudgetPolicy, Charge
-from oncofed_client.settings import Policy
+from oncofed_client.budget import Charge
 from oncofed_shared.charged_location import charges_location, location_mechanism
 from oncofed_shared.charged_statistics import charges_statistics, statistics_mechanism
 from oncofed_shared.consortium import ConsortiumMechanism, TablesMechanism
@@ -17,7 +16,6 @@ from oncofed_shared.privacy import Mechanism, in_roster
 
 __all__ = [
     "Scored",
-    "budget_policy",
     "plan_charges",
     "promised",
     "tables_charge",
@@ -27,17 +25,6 @@ __all__ = [
 
 Scored = Literal["validation", "test"]
 """Patients of whom tables are released: of the first where their scores lie, of the second how they did."""
-
-
-def budget_policy(policy: Policy) -> BudgetPolicy:
-    """The part of a site's policy that its ledger keeps."""
-    return BudgetPolicy(
-        epsilon_total=policy.epsilon_total,
-        epsilon_study=policy.epsilon_study,
-        epsilon_alone=policy.epsilon_alone,
-        delta_total=policy.delta_total,
-        orders=policy.orders,
-    )
 
 
 def promised(plan: Plan) -> tuple[float, float]:

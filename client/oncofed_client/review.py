@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from oncofed_client.budget import budget_policy
 from oncofed_client.check import check_study
 from oncofed_client.cohort import Cohort, read_cohort
 from oncofed_client.enrol import installed
@@ -22,7 +23,7 @@ from oncofed_client.ledger_account import Account
 from oncofed_client.ledger_report import Preview, preview_of
 from oncofed_client.ledger_verify import read_account
 from oncofed_client.pace import Pace, measure
-from oncofed_client.plan_charges import budget_policy, plan_charges, promised
+from oncofed_client.plan_charges import plan_charges, promised
 from oncofed_client.prepare.cache import existing_cache
 from oncofed_client.reports import CheckReport
 from oncofed_client.settings import Policy, SiteSettings

@@ -13,11 +13,11 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from oncofed_client.budget import budget_policy
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_account import Account
 from oncofed_client.ledger_chain import LEDGER, Chain, Entry, Form, parse_row
 from oncofed_client.ledger_report import Totals, ledger_report
-from oncofed_client.plan_charges import budget_policy
 from oncofed_client.receipts import FORM, RECEIPTS_FILE
 from oncofed_client.settings import Policy
 from oncofed_shared.errors import DataError, OncofedError

@@ -16,12 +16,12 @@ from airlock_parts import NOW
 from airlock_world import World, aggregator_of, head_of, private_changes, run
 from prometheus_client.parser import text_string_to_metric_families
 
+from oncofed_client.budget import budget_policy
 from oncofed_client.identity import public_half
 from oncofed_client.ledger import LEDGER_FILE
 from oncofed_client.ledger_report import ledger_report
 from oncofed_client.ledger_verify import read_account
 from oncofed_client.metrics_file import ProgramFigures, check_folder, kept, text_of, write_figures
-from oncofed_client.plan_charges import budget_policy
 from oncofed_client.receipts import RECEIPTS_FILE, read_receipts
 from oncofed_client.settings import Policy
 from oncofed_client.site_figures import SiteFigures

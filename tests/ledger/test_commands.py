@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from oncofed_client.budget import BudgetPolicy, Charge
+from oncofed_client.budget import BudgetPolicy, Charge, budget_policy
 from oncofed_client.identity import KEY_FILE, PUBLIC_FILE, identity_of
 from oncofed_client.ledger import HEAD_FILE, LEDGER_FILE, Ledger
-from oncofed_client.plan_charges import budget_policy, plan_charges, promised
+from oncofed_client.plan_charges import plan_charges, promised
 from oncofed_client.policy import policy_objections, releases_of
 from oncofed_client.settings import RELEASES, Policy, load_settings
 from oncofed_shared.errors import ConfigError, ExitCode

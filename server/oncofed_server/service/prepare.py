@@ -8,7 +8,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.registry import enrolled, newest_roster, publish_roster
-from oncofed_server.spending import spending
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.messages import Trial
 from oncofed_shared.plan import ConsortiumPrivacy, NoPrivacy, Plan
@@ -118,6 +117,8 @@ def _mistakes(plan: Plan, chosen: Sequence[str], there: dict[str, bytes], fold: 
 
 def _impossible_noise(plan: Plan) -> list[str]:
     """Calibrate as the sites will: a plan whose epsilon cannot be reached is not signed."""
+    from oncofed_server.spending import spending  # noqa: PLC0415 - accountants take seconds to import
+
     try:
         for site in sorted(_named(plan)):
             spending(plan, site)
