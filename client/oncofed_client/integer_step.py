@@ -90,6 +90,9 @@ def integer_sum(
     Args:
         rows: who is in the sample, in the order of `sample`.
 
+    Returns:
+        (parameters,), in memory of `hooked.room`: the next sum over this network overwrites it.
+
     Guarantees:
         - With one patient replaced by the last one of `rows`, who then stands there no longer, it changes by a vector of length
           `integers.bound` at most. So removing a patient changes a random order's sum, paired with another of the same chance, by
@@ -105,7 +108,7 @@ def integer_sum(
         raise LocalProtocolError("more patients are in a sample than rounding was reckoned for")
     total = hooked.room.taken("total", integers.parameters)
     if not len(rows):
-        return np.zeros(integers.parameters, dtype=np.int64)
+        return _rounded(total.zero_().numpy())
     places = places_of(plan)
     # The numbers of a place must be made in the same way in every batch, for which no thread may come between.
     with one_thread():
@@ -118,8 +121,8 @@ def integer_sum(
 
 
 def _rounded(total: NDArray[np.float64]) -> NDArray[np.int64]:
-    """To the nearest integers, piece by piece: what lies between stays in the processor's cache."""
-    whole = np.empty(len(total), dtype=np.int64)
+    """To the nearest integers, in the same memory, piece by piece: what lies between stays in the processor's cache."""
+    whole = total.view(np.int64)
     for start in range(0, len(total), CHUNK):
         whole[start : start + CHUNK] = np.rint(total[start : start + CHUNK])
     return whole

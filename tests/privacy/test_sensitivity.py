@@ -81,7 +81,7 @@ def test_removing_any_one_of_64_patients_moves_the_integers_by_at_most_the_bound
     # Batches of 32 places, so that the last patient moves to another one.
     assert places_of(case.plan) == 32
     with per_patient(case.network) as hooked:
-        whole = integer_sum(hooked, case.plan, case.patients, order, integers)
+        whole = integer_sum(hooked, case.plan, case.patients, order, integers).copy()
         moved = [whole - integer_sum(hooked, case.plan, case.patients, without(order, i), integers) for i in range(64)]
     # Squares of integers, so that nothing is rounded in the comparison.
     squares = [sum(int(v) ** 2 for v in m) for m in moved]
@@ -184,7 +184,7 @@ def test_a_short_gradient_is_only_rounded_and_a_long_one_only_shortened(make, lo
 
 
 def alone(hooked, case, i: int, integers: IntegerNoise) -> np.ndarray:
-    return integer_sum(hooked, case.plan, case.patients, torch.tensor([i]), integers)
+    return integer_sum(hooked, case.plan, case.patients, torch.tensor([i]), integers).copy()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -196,8 +196,8 @@ def test_a_patient_whose_gradient_is_not_finite_contributes_zero(make, bad) -> N
     spoiled = TrainingSet(values=values, seen=seen, goals=case.patients.goals)
     integers = of(case)
     with per_patient(case.network) as hooked:
-        with_him = integer_sum(hooked, case.plan, spoiled, torch.tensor([0, 1, 2, 4, 3]), integers)
-        rest = integer_sum(hooked, case.plan, spoiled, torch.tensor([0, 1, 2, 4]), integers)
+        with_him = integer_sum(hooked, case.plan, spoiled, torch.tensor([0, 1, 2, 4, 3]), integers).copy()
+        rest = integer_sum(hooked, case.plan, spoiled, torch.tensor([0, 1, 2, 4]), integers).copy()
         him = integer_sum(hooked, case.plan, spoiled, torch.tensor([3]), integers)
     assert np.array_equal(with_him, rest)
     assert rest.any()
@@ -210,7 +210,7 @@ def test_batches_of_any_number_of_places_give_the_same_but_for_last_bits(make) -
     for expected in (4, 8, 16, 64):
         plan = changed({"training.dtype": "float64", "privacy.patients": {"alpha": expected, "beta": 1}})
         with per_patient(case.network) as hooked:
-            sums.append(integer_sum(hooked, plan, case.patients, torch.arange(64), integers))
+            sums.append(integer_sum(hooked, plan, case.patients, torch.arange(64), integers).copy())
     assert max(int(np.abs(s - sums[0]).max()) for s in sums) <= 1
     assert any(places_of(changed({"privacy.patients": {"alpha": n}})) != 8 for n in (4, 64))
 
@@ -219,7 +219,7 @@ def test_an_empty_place_holds_nobody_and_a_full_batch_nobody_twice(make) -> None
     case = make({"training.dtype": "float64"}, count=9)
     integers = of(case)
     with per_patient(case.network) as hooked:
-        nine = integer_sum(hooked, case.plan, case.patients, torch.arange(9), integers)
+        nine = integer_sum(hooked, case.plan, case.patients, torch.arange(9), integers).copy()
         each = sum(alone(hooked, case, i, integers) for i in range(9))
     assert np.abs(nine - each).max() <= 5
 
@@ -249,10 +249,16 @@ def test_a_layer_whose_sums_could_err_by_more_than_the_margin_is_refused(places,
             see_sums(places=places, tokens=tokens)
 
 
-def test_nobody_gives_zero(make) -> None:
+def test_nobody_gives_zero_and_what_the_last_step_left_in_memory_is_in_no_sum(make) -> None:
     case = make(count=5)
     with per_patient(case.network) as hooked:
-        assert not integer_sum(hooked, case.plan, case.patients, torch.arange(0), of(case)).any()
+        everybody = integer_sum(hooked, case.plan, case.patients, torch.arange(5), of(case)).copy()
+        # As doubles, small negative integers are no numbers.
+        assert (everybody < 0).any()
+        again = integer_sum(hooked, case.plan, case.patients, torch.arange(5), of(case)).copy()
+        nobody = integer_sum(hooked, case.plan, case.patients, torch.arange(0), of(case))
+    assert np.array_equal(everybody, again)
+    assert not nobody.any()
 
 
 def test_the_hooks_are_gone_afterwards(make) -> None:
