@@ -48,8 +48,8 @@ ERRORS = 1e-6
 FINEST, PER_ROOT = 2**12, 1000
 """Rounding two vectors of d coordinates moves them apart by sqrt(d) at most: a thousandth of a bound of 1000 sqrt(d)."""
 FINE, LEAST_PER_ROOT = 2**17, 128
-"""A bound is no larger than the first as long as rounding takes no more than a 128th of it: a finer grid of a large model takes
-longer to draw noise for, and rings of 64 bits where 32 do (docs/adr/0026)."""
+"""A bound is no larger than the first as long as rounding takes no more than a 128th of it: a finer grid of a large model needs
+rings of 64 bits where 32 do (docs/adr/0026)."""
 FLOATS = 2.0**-11
 """Part of the bound that is kept for floating point: half for the one other patient who changes his place when one is removed, half
 for sums."""

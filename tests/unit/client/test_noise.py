@@ -9,12 +9,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given as given_widths
 from hypothesis import strategies as st
 from scipy import stats
 
 from oncofed_client.exact_noise import exact_gaussian
-from oncofed_client.noise import CHUNK, Table, discrete_gaussian, levels, reach, table
+from oncofed_client.noise import CHUNK, Table, discrete_gaussian, table
 from oncofed_client.randomness import Randomness
 from oncofed_shared.integer_noise import SAMPLER_ERROR, SMALLEST_SHARE, TAIL
 
@@ -30,36 +30,56 @@ def masses(sigma: float, most: int) -> np.ndarray:
     return mass / mass.sum()
 
 
-def numbers(own: Table) -> dict[int, Fraction]:
-    """What a table gives each value, exactly: its cells, and its part of what no cell decides."""
-    counts = np.bincount(own.cells[: own.decided] // own.multiplier + own.end, minlength=2 * own.end + 1)
+def given(own: Table) -> dict[int, Fraction]:
+    """What a table gives each number, exactly: its block's cells, its part of what no cell decides, and what is not refused."""
+    blocks, length = len(own.near), 1 << own.bits
+    starts = np.minimum(own.near, own.far)
+    counts = np.bincount((own.cells[: own.decided] - starts[0]) // length, minlength=blocks)
     left = Fraction((1 << 16) - own.decided, 1 << 16)
-    given, below = {}, 0
-    for i, upto in enumerate(own.function):
-        given[i - own.end] = Fraction(int(counts[i]), 1 << 16) + left * Fraction(upto - below, 1 << 128)
-        below = upto
-    return given
+    parts = np.diff([0, *own.function]).tolist()
+    made = {}
+    for i, start in enumerate(starts.tolist()):
+        at_once = Fraction(int(counts[i]), 1 << 16) + left * Fraction(parts[i], 1 << 128)
+        perhaps = left * Fraction(parts[blocks + i], 1 << 128) if own.bits else Fraction(0)
+        for x in range(start, start + length):
+            made[x] = (at_once + (perhaps * Fraction(own.chance(x, i), 1 << 128) if own.bits else 0)) / length
+    kept = sum(made.values())
+    # A refused number is drawn anew.
+    return {x: share / kept for x, share in made.items()}
 
 
-@pytest.mark.parametrize(("sigma", "multiplier"), [(8.0, 1), (33.3, 1), (319.2, 77)])
-def test_a_table_is_the_distribution_to_two_to_the_minus_108(sigma: float, multiplier: int) -> None:
-    own, far = table(sigma, multiplier), math.ceil(20 * sigma)
-    made = numbers(own)
-    assert sum(made.values()) == 1
+@pytest.mark.parametrize(("sigma", "bits"), [(8.0, 0), (33.3, 0), (140.0, 1), (319.2, 2)])
+def test_what_is_drawn_is_the_distribution_to_two_to_the_minus_108(sigma: float, bits: int) -> None:
+    own, far = table(sigma), math.ceil(20 * sigma)
+    assert own.bits == bits
+    made = given(own)
+    assert len(made) == 2 * own.reach
     assert own.function[-1] == 2**128
-    assert np.array_equal(own.cells[: own.decided] % multiplier, np.zeros(own.decided))
     with localcontext(prec=80):
         width = 2 * Decimal(sigma) ** 2
         exact = [(Decimal(-x * x) / width).exp() for x in range(far + 1)]
         total = exact[0] + 2 * sum(exact[1:])
-        apart = 2 * sum(exact[own.end + 1 :]) / total
+        apart = total - sum(exact[abs(x)] for x in made)
         for x, share in made.items():
-            apart += abs(Decimal(share.numerator) / Decimal(share.denominator) - exact[abs(x)] / total)
-    # A wide draw is three of these at most, and the factor by which their sum differs is far smaller.
-    assert 0 < 3 * float(apart) / 2 < SAMPLER_ERROR
+            apart += abs(Decimal(share.numerator) / Decimal(share.denominator) * total - exact[abs(x)])
+    assert 0 < float(apart / total) / 2 < SAMPLER_ERROR
 
 
-class Given(Randomness):
+@pytest.mark.parametrize("sigma", [1500.0, REAL, 1e6, 1e9])
+def test_blocks_of_a_wide_table_are_proposed_by_their_largest_probability(sigma: float) -> None:
+    own = table(sigma)
+    blocks, length = len(own.near), 1 << own.bits
+    assert sigma / 128 < length <= sigma / 64
+    assert own.reach <= 13.5 * sigma < TAIL * sigma
+    left = 1 - own.decided / 2**16
+    at_once, perhaps = np.split(np.diff(np.array(own.function, dtype=object), prepend=0) / 2**128 * left, 2)
+    counts = np.bincount((own.cells[: own.decided] + own.reach) // length, minlength=blocks) / 2**16
+    most, least = (np.exp(-(x.astype(float) ** 2) / (2 * sigma**2)) for x in (own.near, own.far))
+    assert np.allclose((counts + at_once).astype(float), least / most.sum(), rtol=1e-9, atol=1e-25)
+    assert np.allclose(perhaps.astype(float), (most - least) / most.sum(), rtol=1e-6, atol=1e-25)
+
+
+class Words(Randomness):
     """A stream of given words."""
 
     def __init__(self, *words: int) -> None:
@@ -71,80 +91,108 @@ class Given(Randomness):
         return np.array(taken, dtype=np.uint64)
 
 
-@pytest.mark.parametrize(("sigma", "multiplier"), [(8.0, 1), (100.0, 3), (1000.0, 1)])
-def test_every_one_of_128_bits_of_what_no_cell_decides_counts(sigma: float, multiplier: int) -> None:
-    own = table(sigma, multiplier)
+def around(bounds: list[int]) -> list[int]:
     rng = np.random.default_rng(5)
-    bounds = [own.function[i] for i in rng.integers(0, 2 * own.end, 300)] + own.function[:40] + own.function[-41:-1]
     chosen = [u for b in bounds for u in (b - 2**70, b - 1, b, b + 1, b + 2**70)] + [0, 2**128 - 1, 2**127, 2**127 - 1]
-    chosen += [int.from_bytes(rng.bytes(16)) for _ in range(500)]
+    return [u for u in chosen + [int.from_bytes(rng.bytes(16)) for _ in range(500)] if 0 <= u < 2**128]
+
+
+@pytest.mark.parametrize("sigma", [8.0, 100.0, 1000.0, 1e6])
+def test_every_one_of_128_bits_of_what_no_cell_decides_counts(sigma: float) -> None:
+    own = table(sigma)
+    some = np.random.default_rng(5).integers(0, len(own.function) - 1, 300)
     used = []
-    for u in (c for c in chosen if 0 <= c < 2**128):
-        stream = Given(u >> 64, u & 2**64 - 1)
-        value = int(own.rest(stream, 1)[0])
-        assert value == (bisect_right(own.function, u) - own.end) * multiplier
+    for u in around([own.function[i] for i in some] + own.function[:40] + own.function[-41:-1]):
+        stream = Words(u >> 64, u & 2**64 - 1)
+        assert int(own.pieces(stream, 1)[0]) == bisect_right(own.function, u)
         used.append(2 - len(stream.left))
     # Both depths were reached.
     assert set(used) == {1, 2}
 
 
+@pytest.mark.parametrize("sigma", [140.0, 1000.0, REAL, 1e9])
+def test_every_one_of_128_bits_of_a_refusal_counts(sigma: float) -> None:
+    own = table(sigma)
+    rng, used = np.random.default_rng(6), []
+    for block in (0, len(own.near) // 2 - 1, len(own.near) // 2, *rng.integers(0, len(own.near), 12).tolist()):
+        near, far = int(own.near[block]), int(own.far[block])
+        for number in {near, far, int(rng.integers(min(near, far), max(near, far) + 1))}:
+            with localcontext(prec=80):
+                here, most, least = ((Decimal(-x * x) / (2 * Decimal(sigma) ** 2)).exp() for x in (number, near, far))
+                chance = int((here - least) / (most - least) * 2**128)
+            assert abs(own.chance(number, block) - chance) <= 1
+            assert own.chance(near, block) == 2**128
+            assert own.chance(far, block) == 0
+            for u in around([own.chance(number, block)] * 3)[:40]:
+                stream = Words(u >> 64, u & 2**64 - 1)
+                (found,) = own.taken(stream, np.array([number]), np.array([block]))
+                assert found == (u < own.chance(number, block))
+                used.append(2 - len(stream.left))
+    assert set(used) == {1, 2}
+
+
 class Halves(Randomness):
-    """Cells that are given, and words of a stream."""
+    """Cells that are given, and all else of a stream."""
 
     def __init__(self, cells: np.ndarray) -> None:
         self.cells, self.others = cells, Randomness.repeatable("rest")
-        self.asked = 0
 
     def halves(self, count: int) -> np.ndarray:
         taken, self.cells = self.cells[:count], self.cells[count:]
-        return taken.astype(np.uint16)
+        return taken.astype(np.uint16) if len(taken) else self.others.halves(count)
 
     def words(self, count: int) -> np.ndarray:
-        self.asked += count
         return self.others.words(count)
 
 
-def test_a_cell_with_a_value_gives_it_and_all_others_ask_for_more() -> None:
-    own = table(8.0)
-    stream = Halves(np.arange(1 << 16))
-    drawn = discrete_gaussian(stream, 8.0, 1 << 16)
-    assert np.array_equal(drawn[: own.decided], own.cells[: own.decided])
-    assert stream.asked == (1 << 16) - own.decided > 0
-    again = own.rest(Randomness.repeatable("rest"), stream.asked)
-    assert np.array_equal(drawn[own.decided :], again)
+@pytest.mark.parametrize("sigma", [8.0, 1000.0])
+def test_a_cell_with_a_block_gives_a_number_of_it_and_all_others_ask_for_more(sigma: float) -> None:
+    own = table(sigma)
+    # A chunk has as many numbers as there are cells.
+    drawn = discrete_gaussian(Halves(np.arange(1 << 16)), sigma, 1 << 16)
+    again = Randomness.repeatable("rest")
+    if own.bits:
+        own.within(again, 1 << 16)
+    assert np.array_equal(drawn[own.decided :], own.rest(again, (1 << 16) - own.decided))
+    places = drawn[: own.decided] - own.cells[: own.decided]
+    assert places.min() == 0
+    assert places.max() == (1 << own.bits) - 1
+    assert len(np.unique(drawn[own.decided :])) > 20
 
 
-def test_few_draws_need_more_than_sixteen_bits() -> None:
-    shares = {s: 1 - table(s).decided / 2**16 for s in (8.0, 100.0, 319.2)}
-    assert 0 < shares[8.0] < shares[100.0] < shares[319.2] < 0.018
+def test_few_draws_need_more_than_a_cell() -> None:
+    shares = [1 - table(s).decided / 2**16 for s in (8.0, 100.0, 319.2, REAL, 8192.0 * 127, 1e9)]
+    assert min(shares) > 0
+    assert max(shares) < 0.018
 
 
-@given(st.floats(SMALLEST_SHARE, 1e9))
-def test_a_wide_gaussian_is_a_sum_of_narrow_ones_that_is_smooth(sigma: float) -> None:
-    parts = levels(sigma)
-    variance = sum((m * s) ** 2 for m, s in parts)
-    assert variance == pytest.approx(sigma**2, rel=1e-12)
-    assert all(s <= 1100 for _, s in parts)
-    assert reach(sigma) <= TAIL * sigma
-    # Of the sum so far, and the next one times its multiplier: what decides is this width, in steps (docs/noise.md).
-    so_far = parts[0][1]
-    for multiplier, width in parts[1:]:
-        coarse = math.sqrt(max(0.0, sigma**2 - sum((m * s) ** 2 for m, s in parts if m < multiplier))) / multiplier
-        assert so_far * coarse / math.hypot(so_far, multiplier * coarse) > 3.9
-        so_far = math.hypot(so_far, multiplier * width)
+@given_widths(st.floats(SMALLEST_SHARE, 1e9))
+def test_no_width_is_too_wide_for_its_table(sigma: float) -> None:
+    own = table.__wrapped__(sigma)
+    assert own.reach <= TAIL * sigma
+    assert 1 <= own.decided <= 1 << 16
+    assert own.function == sorted(own.function)
+    assert own.near.min() == -own.reach + (1 << own.bits) - 1
+    assert own.far.max() == own.reach - 1
 
 
-def test_a_sum_of_two_tables_has_the_probabilities_of_one_gaussian() -> None:
-    sigma = 1500.0
-    (_, fine), (step, coarse) = levels(sigma)
-    near, far = math.ceil(12 * fine), math.ceil(12 * coarse)
-    spread = np.zeros(2 * far * step + 1)
-    spread[::step] = masses(coarse, far)
-    made = np.convolve(spread, masses(fine, near))
-    middle, most = len(made) // 2, 6 * int(sigma)
-    ratio = made[middle - most : middle + most + 1] / masses(sigma, 12 * int(sigma))[6 * int(sigma) : -6 * int(sigma)]
-    # As exactly as double precision can tell, at every value: no comb, no edge.
-    assert np.abs(ratio - 1).max() < 1e-10
+@pytest.mark.parametrize("sigma", [140.0, 1000.0])
+def test_what_no_cell_decides_falls_within_a_block_as_it_is_likely_there(sigma: float) -> None:
+    own, count = table(sigma), 500_000
+    drawn = own.rest(Randomness.repeatable(f"places {sigma}"), count)
+    length, blocks = 1 << own.bits, len(own.near)
+    at_once, perhaps = np.split(np.diff(np.array(own.function, dtype=object), prepend=0).astype(float) / 2.0**128, 2)
+    chances = np.array(
+        [[own.chance(x, i) for x in range(s, s + length)] for i, s in enumerate(range(-own.reach, own.reach, length))]
+    )
+    taken = perhaps[:, None] / length * chances.astype(float) / 2.0**128
+    # What is refused is drawn anew from the whole.
+    likely = at_once[:, None] / length + taken
+    likely += (1 - likely.sum()) * masses(sigma, own.reach)[:-1].reshape(blocks, length)
+    places = np.where(drawn >= 0, drawn % length, length - 1 - drawn % length)
+    by_place = likely[blocks // 2 :].sum(axis=0) + likely[: blocks // 2, ::-1].sum(axis=0)
+    assert by_place[0] > 1.4 * by_place[-1], "it is far from uniform"
+    assert stats.chisquare(np.bincount(places, minlength=length), count * by_place).pvalue > 1e-3
 
 
 def expected(sigma: float, edges: np.ndarray) -> np.ndarray:
@@ -164,12 +212,12 @@ def test_a_million_draws_against_the_exact_probabilities(sigma: float) -> None:
     tails = np.array([-4.5, -4, -3.5, 3.5, 4, 4.5]) * sigma
     outer = np.bincount(np.searchsorted(tails, drawn), minlength=7)
     assert stats.chisquare(outer, DRAWS * expected(sigma, np.floor(tails) + 0.5)).pvalue > 1e-3
-    # The low end, where a sum of multiples would show: every remainder is as likely as every other.
-    for divisor in {2, 97, *(m for m, _ in levels(sigma) if 1 < m < 2000)} if sigma >= 100 else ():
+    # The low end, where blocks would show: every remainder is as likely as every other.
+    for divisor in {2, 97, min(1 << table(sigma).bits, 1024)} - {1} if sigma >= 100 else ():
         assert stats.chisquare(np.bincount(drawn % divisor, minlength=divisor)).pvalue > 1e-4
     assert abs(drawn.mean()) < 4.5 * sigma / math.sqrt(DRAWS)
     assert abs(drawn.var() / sigma**2 - 1) < 4.5 * math.sqrt(2 / DRAWS)
-    assert np.abs(drawn).max() <= reach(sigma)
+    assert np.abs(drawn).max() <= table(sigma).reach
 
 
 @pytest.mark.parametrize("sigma", [8.0, 1500.0])
