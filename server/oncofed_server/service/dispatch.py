@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 import oncofed_server
-from oncofed_server.service.bell import Bell
+from oncofed_server.service.bell import Bell, Ringer
 from oncofed_server.service.folder import Folder
 from oncofed_server.service.programs import CONNECTION, superlink_port
 from oncofed_server.service.registry import gate_keys
@@ -185,6 +185,8 @@ class Dispatcher:
                 self._flwr("supernode", "unregister", str(entry["node"]), CONNECTION)
                 known[key] = {"site": entry["site"], "node": None}
                 self.say("gate.shut-out", site=entry["site"])
+                # It waits at the bell: let its question go on to the SuperLink, which refuses it, and the gate ends.
+                Ringer(self.folder).ring(entry["site"])
                 write_whole(self._register_file, dump_json(known))
 
     def _new_node(self, site: str, node_key: str) -> int | None:
