@@ -202,6 +202,7 @@ class Storm:
     wire: Any = None
     run: Any = None
     exchange: Any = None
+    _looks: dict[Path, sqlite3.Connection] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, scene: Scene, folder: Path, *, moment: int = 0, disk: Disk | None = None) -> Storm:
@@ -217,6 +218,7 @@ class Storm:
 
     def close(self) -> None:
         for site in self.doors:
+            self._look_away(self.state(site))
             self.disk.bury(site)
             if (door := self.doors[site]) is not None:
                 door.close()
@@ -269,6 +271,7 @@ class Storm:
 
     def end_site(self, site: str) -> None:
         """`kill -9`."""
+        self._look_away(self.state(site))
         self.doors[site] = None
         self.disk.bury(site)
 
@@ -337,6 +340,7 @@ class Storm:
 
     def end_aggregator(self) -> None:
         """`kill -9`. What is under way to the sites goes on; nobody fetches the answers."""
+        self._look_away(self.folder)
         with suppress(AttributeError):
             self.disk.bury(HUB)
         self.exchange = None
@@ -418,8 +422,8 @@ class Storm:
         self.known.asked[site].append(content)
         first = self.known.numbers.setdefault(request.number, request.digest)
         assert first == request.digest, f"two requests have number {request.number}"
-        with closing(sqlite3.Connection(str(self.folder / "journal.sqlite"))) as base:
-            row = base.execute("SELECT site, digest FROM requests WHERE number = ?", (request.number,)).fetchone()
+        base = self._look(self.folder / "journal.sqlite")
+        row = base.execute("SELECT site, digest FROM requests WHERE number = ?", (request.number,)).fetchone()
         assert row == (site, digest_of(request.body)), f"request {request.number} left before it was written down"
 
     def saw_reply(self, site: str, content: bytes, reply: bytes) -> None:
@@ -458,13 +462,22 @@ class Storm:
         bodies = [json.loads(c) for c in self._rows(self.state(site) / LEDGER_FILE)]
         return {b["body"]["reply_hash"] for b in bodies if b["kind"] == "commit"}
 
-    @staticmethod
-    def _rows(path: Path, rest: str = "") -> list[str]:
+    def _rows(self, path: Path, rest: str = "") -> list[str]:
         if not path.exists():
             return []
         query = f"SELECT content FROM entries ORDER BY number {rest}"  # noqa: S608 - two texts of this module
-        with closing(sqlite3.Connection(str(path))) as base:
-            return [c for (c,) in base.execute(query)]
+        return [c for (c,) in self._look(path).execute(query)]
+
+    def _look(self, path: Path) -> sqlite3.Connection:
+        """A connection of the world's own, which sees what is committed; kept, as opening one takes longer than the look."""
+        if path not in self._looks:
+            self._looks[path] = sqlite3.Connection(str(path))
+        return self._looks[path]
+
+    def _look_away(self, folder: Path) -> None:
+        """Before a core's files are closed: whoever closes a file last also folds its log into it."""
+        for path in [p for p in self._looks if p.parent == folder]:
+            self._looks.pop(path).close()
 
     # -- what people do -------------------------------------------------------------------------------------------------------
 
