@@ -21,9 +21,12 @@ from typing import Any
 from unittest import mock
 
 import msgpack
-from airlock_parts import DAY, NOW, Papers
+from airlock_parts import DAY, NOW, Papers, key_of
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
 from storm_disk import Disk, Killed
 
+from oncofed_client import identity
 from oncofed_client.approvals import approve, withdraw
 from oncofed_client.contributor import Contributor
 from oncofed_client.door import Door
@@ -127,7 +130,9 @@ class Scene:
     @classmethod
     def make(cls, folder: Path, plan: Plan, hospitals: Path, sites: tuple[str, ...]) -> Scene:
         states = {s: folder / "approved" / s for s in sites}
-        papers = Papers(plan=plan, identities={s: identity_of(p) for s, p in states.items()})
+        identities = {s: Remembering(identity_of(p)) for s, p in states.items()}
+        keys = {name: Remembering(key_of(name.replace("_", " "))) for name in ("plan_key", "step_key")}
+        papers = Papers(plan=plan, identities=identities, **keys)
         for site, state in states.items():
             approve(state, papers.content, now=NOW, site=site)
         made = cls(plan=plan, papers=papers, wards={s: Ward(hospitals / s) for s in sites}, scratch=Scratch())
@@ -519,11 +524,44 @@ class Storm:
         self.start_site(site)
 
 
+class Remembering(Ed25519PrivateKey):
+    """A key that signs the same bytes once: what Ed25519 makes is a pure function of key and message."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key, self._public = key, key.public_key()
+        self._signed = lru_cache(maxsize=1 << 12)(key.sign)
+
+    def sign(self, data: bytes) -> bytes:
+        return self._signed(data)
+
+    def public_key(self) -> Ed25519PublicKey:
+        return self._public
+
+    def private_bytes(self, *given: Any) -> bytes:
+        return self._key.private_bytes(*given)
+
+    def private_bytes_raw(self) -> bytes:
+        return self._key.private_bytes_raw()
+
+    def __copy__(self) -> Ed25519PrivateKey:
+        return self
+
+    def __deepcopy__(self, memo: dict[Any, Any]) -> Ed25519PrivateKey:
+        return self
+
+
+@lru_cache
+def key_from(pem: bytes, password: None) -> Any:
+    return Remembering(load_pem_private_key(pem, password=password))
+
+
 @contextmanager
 def remembered_signatures() -> Iterator[None]:
-    """Whether a signature holds is a pure function of its arguments, and most of a list's time; so it is asked once for each."""
+    """Whether a signature holds and what a key's file says are pure functions, and most of a list's time; so each is asked once."""
     asked = lru_cache(maxsize=1 << 14)(public_keys.is_signed)
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(identity, "load_pem_private_key", key_from))
+        stack.enter_context(mock.patch.object(identity, "load_pem_public_key", lru_cache(load_pem_public_key)))
         for name, module in sorted(sys.modules.items()):
             mine = name.startswith("oncofed_") and module is not public_keys
             if mine and vars(module).get("is_signed") is public_keys.is_signed:
