@@ -146,7 +146,7 @@ class Table:
 
 @lru_cache(maxsize=32)
 def table(sigma: float) -> Table:
-    """The table of a width: some tens of milliseconds, kept afterwards."""
+    """The table of a width: a few milliseconds, kept afterwards."""
     bits = max(0, math.floor(math.log2(sigma / FINEST)))
     block = 1 << bits
     end = math.ceil(ENDS * sigma / block)
