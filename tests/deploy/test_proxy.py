@@ -339,7 +339,12 @@ def test_killed_programs_are_started_again_and_the_node_comes_back(service: Serv
     assert set(before) == {"flower-superlink", "nginx", "dispatch"}
     for child in before.values():
         child.kill()
-    _wait("all are back", lambda: children().keys() == before.keys())
-    _wait("others than before", lambda: not {c.pid for c in children().values()} & {c.pid for c in before.values()})
+
+    def others() -> bool:
+        """All three, and none of those that were killed: a moment ago they may all have been there still, or all be gone."""
+        now = children()
+        return now.keys() == before.keys() and not {c.pid for c in now.values()} & {c.pid for c in before.values()}
+
+    _wait("all are back, and others than before", others)
     _wait("the proxy answers", lambda: _open(service.port))
     _wait("the SuperLink answers behind it", lambda: service.ask(FLEET_PATHS[0]) == 401)
