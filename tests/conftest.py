@@ -7,11 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from oncofed_shared.plan import Plan, parse
 from oncofed_simulations.consortium import Consortium, open_site
 from oncofed_simulations.synthetic import write_cohort
+
+hypothesis.settings.register_profile("promise", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("promise")
+"""A property is no promise of speed: on a machine that does other work, any one example may take a second."""
 
 STUDY: dict[str, Any] = {
     "main_task": "survival",

@@ -65,7 +65,7 @@ def as_published(m, r, v, epsilon, delta):
     epsilon=st.floats(0, 8),
     delta=st.sampled_from([0.0, 1e-5, 1e-2]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_one_run_p_value_is_the_published_one(guesses, part, epsilon, delta):
     correct = round(part * guesses)
     own = one_run_p_value(canaries=1000, guesses=guesses, correct=correct, epsilon=epsilon, delta=delta)

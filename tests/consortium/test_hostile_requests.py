@@ -65,7 +65,7 @@ def answered(world, request):
     return world.sites["alpha"].handle(request)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_hostile_request_is_answered_by_a_message_and_every_new_share_is_charged(played, data):
     world, asked, known = played

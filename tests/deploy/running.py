@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 import pytest
@@ -32,6 +33,7 @@ from oncofed_server.service.proxy import find_nginx
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.processes import Descendants, dies_with_us, runs, subreaper
 
+Seen = TypeVar("Seen")
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "simulations" / "studies"
 # Flower calls nobody else, and nobody on this machine listens to the world.
@@ -55,11 +57,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(what: Callable[[], object], patience: float, why: Callable[[], str] = lambda: "not in time") -> None:
+def until(what: Callable[[], Seen], patience: float, why: Callable[[], str] = lambda: "not in time") -> Seen:
+    """What was waited for, as it was seen: asked again, it may be gone."""
     end = time.monotonic() + patience
-    while not what():
+    while not (seen := what()):
         assert time.monotonic() < end, why()
         time.sleep(0.2)
+    return seen
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,7 +48,6 @@ def papers(make_plan):
 
 class TestSignedDocument:
     @given(BODIES)
-    @settings(deadline=None)
     def test_what_was_signed_is_read(self, body):
         document = read_document(sign_document("study", body, KEY), "study", signer=public_of(KEY))
         assert canonical(document.body) == canonical(body)
@@ -62,7 +61,6 @@ class TestSignedDocument:
         )
 
     @given(st.integers(0, 10**6), st.integers(0, 7))
-    @settings(deadline=None)
     def test_no_bit_can_be_changed(self, place, bit):
         body = {"a": [1, 2.5, "x"], "number": 17}
         content = bytearray(sign_document("study", body, KEY))
@@ -112,7 +110,6 @@ class TestSignedDocument:
             read_document(content, "study", signer=None, where="x.study")
 
     @given(st.binary(max_size=300) | st.text(string.printable, max_size=300).map(str.encode))
-    @settings(deadline=None)
     def test_other_bytes_raise_nothing_else(self, content):
         with pytest.raises(DataError):
             read_document(content, "study", signer=None)

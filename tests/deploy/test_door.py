@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -460,7 +460,6 @@ def test_it_says_what_it_has(world):
 
 
 @given(st.floats(0, 1e4), st.floats(0.01, 100))
-@settings(deadline=None)
 def test_a_reply_leaves_on_a_tick(elapsed, tick):
     wait = seconds_to_tick(elapsed, tick)
     ticks = (elapsed + wait) / tick

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,9 +29,15 @@ MOST = 200.0
 
 def until(what, why="not in time") -> None:
     end = time.monotonic() + PATIENCE
-    while not what():
+    while not seen(what):
         assert time.monotonic() < end, why
         time.sleep(0.05)
+
+
+def seen(what) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(what())
+    return False
 
 
 @pytest.fixture

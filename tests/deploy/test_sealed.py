@@ -47,7 +47,6 @@ def opened(papers, content, **changes):
 
 class TestRequest:
     @given(st.binary(max_size=200), st.integers(1, 2**53 - 1))
-    @settings(deadline=None)
     def test_what_was_sealed_is_opened(self, papers, body, number):
         request = open_request(request_of(papers, body=body, number=number, sights=(b"a", b"b")))
         verify_request(request, papers.study)
@@ -60,7 +59,6 @@ class TestRequest:
             assert open_request(request_of(papers, **change)).digest != first
 
     @given(st.integers(0, 10**6), st.integers(0, 7))
-    @settings(deadline=None)
     def test_no_bit_can_be_changed(self, papers, place, bit):
         content = bytearray(request_of(papers))
         content[place % len(content)] ^= 1 << bit
@@ -110,7 +108,6 @@ class TestRequest:
         assert caught.value.code == "oversized"
 
     @given(st.binary(max_size=200))
-    @settings(deadline=None)
     def test_other_bytes_raise_nothing_else(self, content):
         with pytest.raises(RemoteProtocolError):
             open_request(content)
@@ -118,7 +115,7 @@ class TestRequest:
 
 class TestReply:
     @given(st.binary(max_size=10_000), st.binary(max_size=200))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_what_was_sealed_is_opened(self, papers, body, sight):
         reply = opened(papers, reply_of(papers, body=body, sight=sight))
         assert (reply.body, reply.sight) == (body, sight)
@@ -136,7 +133,6 @@ class TestReply:
             assert caught.value.code == "signature"
 
     @given(st.integers(0, 10**6), st.integers(0, 7))
-    @settings(deadline=None)
     def test_no_bit_can_be_changed(self, papers, place, bit):
         content = bytearray(reply_of(papers))
         content[place % len(content)] ^= 1 << bit
@@ -172,7 +168,6 @@ class TestReply:
             assert caught.value.code == "malformed"
 
     @given(st.binary(max_size=200))
-    @settings(deadline=None)
     def test_other_bytes_raise_nothing_else(self, papers, content):
         with pytest.raises(RemoteProtocolError):
             opened(papers, content)
@@ -233,7 +228,6 @@ class TestSights:
         assert caught.value.code == "other-model"
 
     @given(st.binary(max_size=300))
-    @settings(deadline=None)
     def test_other_bytes_raise_nothing_else(self, content):
         with pytest.raises(RemoteProtocolError):
             open_sight(content)

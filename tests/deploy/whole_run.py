@@ -157,12 +157,11 @@ def _named(run: WholeRun, kind: str) -> list[psutil.Process]:
 
 def kill(run: WholeRun, kind: str) -> None:
     """`kill -9` one process of a kind, and see another one take its place."""
-    until(lambda: _named(run, kind), 120.0, lambda: f"no {kind} to kill")
-    victim = _named(run, kind)[0].pid
+    victim = until(lambda: _named(run, kind), 120.0, lambda: f"no {kind} to kill")[0].pid
     psutil.Process(victim).kill()
     until(lambda: not runs(victim), 10.0)
-    until(lambda: [p for p in _named(run, kind) if p.pid != victim], 180.0, lambda: f"no other {kind} came")
-    run.killed[kind] = (victim, _named(run, kind)[0].pid)
+    others = until(lambda: [p for p in _named(run, kind) if p.pid != victim], 180.0, lambda: f"no other {kind} came")
+    run.killed[kind] = (victim, others[0].pid)
 
 
 def weigh(run: WholeRun) -> None:

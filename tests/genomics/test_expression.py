@@ -71,7 +71,7 @@ COUNTS = np.array(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_the_side_and_the_order_of_a_matrix_do_not_matter(tmp_path_factory, data):
     from oncofed_client.genomics.inputs import open_files  # noqa: PLC0415 - a site per example

@@ -111,7 +111,7 @@ def damaged(draw):
     return file, text
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(damaged())
 def test_damaged_files_give_a_table_or_one_clear_error(case):
     told, failed = said(*case)
@@ -121,7 +121,7 @@ def test_damaged_files_give_a_table_or_one_clear_error(case):
     assert not any(name in line for line in told for name in ("ANNA", "BERTA"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(sorted(GOOD)), st.binary(max_size=200))
 def test_any_bytes_give_a_table_or_one_clear_error(file, text):
     told, failed = said(file, text)

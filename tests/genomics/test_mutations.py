@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pysam
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from oncofed_client.genomics.impact import read_mutations
@@ -120,7 +120,6 @@ def mutations(folder: Path, **files: object):
     return read_mutations(open_files(folder, validate(GenomicsSettings, content, "site.toml: genomics")), FEATURES)
 
 
-@settings(deadline=None)
 @given(records(), st.randoms(use_true_random=False))
 def test_a_vcf_and_its_maf_are_one_table_in_any_order(lines, random):
     with tempfile.TemporaryDirectory() as name:

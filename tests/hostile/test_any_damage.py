@@ -51,7 +51,7 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, dict[str, byt
     return {kind: {p.name: p.read_bytes() for p in folder.iterdir()} for kind, folder in made.items()}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(segments=st.booleans(), name=FILES, damage=DAMAGE)
 def test_damaged_dicom(export: dict[bool, dict[str, bytes]], segments: bool, name: str, damage: Damage) -> None:
     with tempfile.TemporaryDirectory() as where:
@@ -63,7 +63,7 @@ def test_damaged_dicom(export: dict[bool, dict[str, bytes]], segments: bool, nam
         assert sorted(folder.iterdir()) == before
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(damage=DAMAGE)
 def test_damaged_vcf(damage: Damage) -> None:
     with tempfile.TemporaryDirectory() as where:
@@ -71,7 +71,7 @@ def test_damaged_vcf(damage: Damage) -> None:
         clear(doors.variants(Path(where)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.lists(
         st.tuples(st.integers(1, 10**6), st.sampled_from(["KRAS", "TP53", "EGFR"]), st.sampled_from("ACG")),

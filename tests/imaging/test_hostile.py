@@ -27,7 +27,7 @@ from oncofed_shared.errors import DataError
 
 NONE = ImagingSettings()
 ALL = RegionRule(names=("*",))
-SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SLOW = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def ct(path):
@@ -188,7 +188,7 @@ def test_volume_files_are_read_as_they_stand(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.nrrd", "packed.nrrd"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_truncation_of_a_volume_file_is_a_data_error(name, data):
     with tempfile.TemporaryDirectory() as folder:

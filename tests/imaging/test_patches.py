@@ -47,7 +47,7 @@ def interpolated(image, mask, config, outside):
     return np.where(off, outside, result)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_a_windowed_patch_is_what_scipy_interpolates(seed):
     image, mask = volume(seed)
@@ -60,7 +60,7 @@ def test_a_windowed_patch_is_what_scipy_interpolates(seed):
     assert np.allclose(found, expected, atol=1e-4)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10_000))
 def test_a_z_score_is_by_the_moments_inside_the_body(seed):
     image, mask = volume(seed)
@@ -78,7 +78,7 @@ def test_the_scanners_unit_means_nothing_after_a_z_score():
     assert np.allclose(patch(image, mask, ZSCORE), patch(image * 7.5 + 100, mask, ZSCORE), atol=1e-3)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     order=st.permutations(range(3)),
     flips=st.tuples(st.booleans(), st.booleans(), st.booleans()),

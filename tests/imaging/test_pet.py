@@ -38,7 +38,7 @@ def test_suv_is_activity_times_weight_by_the_dose_that_is_left_at_the_start(dico
     assert np.allclose(read(dicom, tmp_path, slices), becquerel * 72500 / left, rtol=1e-5)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     weight=st.floats(2, 300),
     dose=st.floats(1e6, 1e9),

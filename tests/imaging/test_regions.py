@@ -87,7 +87,7 @@ def test_the_four_real_regions_have_the_volume_of_another_rasterisation_and_of_t
             assert abs(mine.sum() * voxel / (area * spacing[2]) - 1) < 0.01, name
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 4), corners=st.integers(3, 30))
 def test_filling_is_the_even_odd_rule_of_another_library(seed, count, corners):
     rng = np.random.default_rng(seed)
@@ -99,7 +99,7 @@ def test_filling_is_the_even_odd_rule_of_another_library(seed, count, corners):
     assert np.array_equal(fill(polygons, (20, 17)), expected)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), corners=st.integers(3, 12))
 def test_neighbours_that_share_an_edge_share_no_voxel_and_leave_no_gap(seed, corners):
     rng = np.random.default_rng(seed)
@@ -132,7 +132,7 @@ def test_holes_keyholes_and_several_contours_in_one_slice(dicom, tmp_path):
     assert all(m[[0, 2]].sum() == 0 for m in masks.values())
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(turn=st.floats(-1.5, 1.5), tip=st.floats(-1.5, 1.5))
 def test_an_oblique_image_has_the_same_mask_as_a_straight_one(dicom, turn, tip):
     about_z = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])

@@ -64,7 +64,7 @@ def test_the_real_lung_is_read_as_simpleitk_reads_it(dicom):
     assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(other).astype(np.float32))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), count=st.integers(1, 6), angle=st.floats(-1.5, 1.5), down=st.booleans())
 def test_order_and_names_of_files_do_not_matter(dicom, data, count, angle, down):
     across = np.array([np.cos(angle), 0.0, np.sin(angle)])
@@ -91,7 +91,7 @@ def test_order_and_names_of_files_do_not_matter(dicom, data, count, angle, down)
     assert np.allclose(np.reshape(image.GetDirection(), (3, 3))[:, 0], across, atol=1e-6)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(5, 9), data=st.data())
 def test_a_gap_a_copy_and_a_tilt_are_found(dicom, count, data):
     slices, _ = dicom.series_of(count, shape=(2, 2))
@@ -227,7 +227,7 @@ def test_a_codestream_of_another_size_is_refused_before_it_is_decoded(dicom, tmp
     assert ("cannot be decoded" if syntax == RLELossless else "another size than Rows x Columns") in text
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), syntax=st.sampled_from(CODED))
 def test_damaged_codestreams_give_values_or_one_error(dicom, data, syntax):
     with tempfile.TemporaryDirectory() as folder:

@@ -236,7 +236,7 @@ def test_who_is_not_in_the_roster_or_signs_something_else_is_no_witness(
 
 
 @given(st.binary(max_size=300) | st.just(b"x" * 5000))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_garbage_is_no_head_and_no_witness(content: bytes) -> None:
     for kind in (Head, Witness):
         with pytest.raises(RemoteProtocolError):
@@ -244,7 +244,7 @@ def test_garbage_is_no_head_and_no_witness(content: bytes) -> None:
 
 
 @given(st.integers(0, 2000), st.integers(1, 255))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_byte_of_a_witness_can_be_changed(where: int, change: int) -> None:
     key = Ed25519PrivateKey.from_private_bytes(bytes(32))
     head = sign_head(key, site="north", epoch=1, number=7, digest=bytes(range(32)), sealed=b"sealed")

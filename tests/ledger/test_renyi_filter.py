@@ -38,7 +38,7 @@ def composed(charges: list[Charge], *, own: bool) -> np.ndarray:
 
 
 @given(st.lists(CHARGES, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_sum_over_plans_is_the_one_that_dp_accounting_composes(charges: list[Charge]) -> None:
     total = Cost.nothing()
     for c in charges:
@@ -48,7 +48,7 @@ def test_the_sum_over_plans_is_the_one_that_dp_accounting_composes(charges: list
 
 
 @given(st.lists(CHARGES, min_size=1, max_size=5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_within_a_plan_a_patient_pays_for_the_part_that_he_is_in(charges: list[Charge]) -> None:
     both = cost_of(charges)
     parts = [[c for c in charges if c.part == part] for part in ("train", "test")]
@@ -68,7 +68,7 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything() -> None:
 @given(
     st.floats(0.1, 30), st.sampled_from([1e-3, 1e-5, 1e-8]), st.integers(0, 300), st.sampled_from([ORDERS, (4.0, 9.0)])
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_filter_is_the_protocols_with_what_several_orders_cost(
     epsilon: float, delta: float, steps: int, orders: tuple[float, ...]
 ) -> None:
@@ -89,7 +89,7 @@ def test_the_filter_is_the_protocols_with_what_several_orders_cost(
 
 
 @given(st.lists(CHARGES, min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_allowed_stays_allowed_for_less(charges: list[Charge]) -> None:
     bound = RenyiFilter(epsilon=5.0, delta=1e-5)
     whole, less = cost_of(charges).pooled, cost_of(charges[1:]).pooled

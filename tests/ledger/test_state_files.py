@@ -79,7 +79,7 @@ def test_an_identity_that_is_none_or_that_others_may_read_is_refused(tmp_path: P
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("xy"), st.binary(max_size=3000)), max_size=12))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_outbox_gives_what_was_kept_first_and_nothing_else(
     tmp_path: Path, calls: list[tuple[str, str, bytes]]
 ) -> None:

@@ -29,7 +29,7 @@ STRANGER = Ed25519PrivateKey.from_private_bytes(b"s" * 32)
 ENTRIES = 16
 Rows = list[Row]
 COLUMNS = ("number", "content", "previous", "hash", "signature")
-many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_a_calm_run_learns_validates_and_tests(calm: World, plan: Plan) -> None:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_the_order_of_replies_does_not_change_a_bit(world: Callable[..., World], calm: World, random: Any) -> None:
     other = world().begin().finish(random.randrange)
     assert other.model == calm.model
@@ -490,7 +490,7 @@ class Chaos:
 
 
 @given(st.lists(STEPS, max_size=60))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_happens_the_run_ends_with_the_model_of_those_who_stayed(
     world: Callable[..., World], calm: World, plan: Plan, tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
 ) -> None:

@@ -19,7 +19,7 @@ LENGTHS = [1, 3, 4, 5, 32_767, 32_768, 32_769, 70_001]
 KEYS = st.lists(st.tuples(st.binary(min_size=32, max_size=32), st.booleans()), max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(keys=KEYS, bits=st.sampled_from([32, 64]), length=st.sampled_from(LENGTHS))
 def test_masks_come_off_bit_for_bit(keys, bits, length):
     start = np.frombuffer(os.urandom(length * bits // 8), dtype=word(bits))

@@ -32,7 +32,7 @@ def test_the_modulus_is_a_prime_above_every_digit():
     assert DIGITS * DIGIT_BITS >= 256 > (DIGITS - 1) * DIGIT_BITS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(secrets=SECRETS, data=st.data())
 def test_any_threshold_shares_recover_every_secret(secrets, data):
     count = data.draw(st.integers(1, 12))

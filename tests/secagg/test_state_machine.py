@@ -319,7 +319,6 @@ def test_no_order_of_messages_gives_a_wrong_sum_a_single_update_or_a_second_list
         settings=settings(
             max_examples=200,
             stateful_step_count=40,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
@@ -348,7 +347,6 @@ def test_the_machine_finds_a_party_with_a_defence_taken_out(federation, transcri
             settings=settings(
                 max_examples=400,
                 stateful_step_count=40,
-                deadline=None,
                 database=None,
                 derandomize=True,
                 phases=[Phase.generate],

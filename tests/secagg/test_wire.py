@@ -56,7 +56,7 @@ def same(one, other):
     assert type(one) is type(other)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(message=MESSAGES)
 def test_every_message_comes_back(message):
     content = to_bytes(message)
@@ -65,14 +65,14 @@ def test_every_message_comes_back(message):
     assert to_bytes(back) == content
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(content=st.binary(max_size=200))
 def test_noise_is_refused(content):
     with pytest.raises(RemoteProtocolError):
         from_bytes(content)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(message=MESSAGES, data=st.data())
 def test_damaged_messages_give_a_message_or_one_error(message, data):
     content = bytearray(to_bytes(message))
@@ -93,7 +93,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(kind=st.sampled_from([k.__name__ for k in KINDS]), data=st.data())
 def test_fields_of_wrong_types_are_refused(kind, data):
     fields = list(msgpack.unpackb(to_bytes(data.draw(drawn(wire._KINDS[kind]))))[2])

@@ -189,7 +189,7 @@ def test_an_inventory_needs_no_study(tmp_path: Path) -> None:
 SCORES = st.lists(st.integers(0, 5), min_size=4, max_size=40)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scores=SCORES, data=st.data())
 def test_auc_is_that_of_scikit_learn(scores: list[int], data: st.DataObject) -> None:
     labels = data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores)))
@@ -198,7 +198,7 @@ def test_auc_is_that_of_scikit_learn(scores: list[int], data: st.DataObject) -> 
     assert ours == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(scores=SCORES, data=st.data())
 def test_concordance_is_that_of_scikit_survival(scores: list[int], data: st.DataObject) -> None:
     n = len(scores)

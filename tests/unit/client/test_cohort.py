@@ -350,7 +350,7 @@ LABELS = st.lists(st.integers(-1, 1), max_size=60)
 SEEDS = st.integers(0, 2**40)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(labels=LABELS, seed=SEEDS, data=st.data())
 def test_a_part_depends_on_the_id_and_not_on_the_order_of_rows(
     labels: list[int], seed: int, data: st.DataObject
@@ -371,7 +371,7 @@ def test_a_part_depends_on_the_id_and_not_on_the_order_of_rows(
     assert first == again
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(labels=LABELS, seed=SEEDS)
 def test_every_stratum_is_split_as_the_plan_says_to_within_one_patient(labels: list[int], seed: int) -> None:
     split = split_patients(cohort_of(labels), IDH_PLAN, seed)
@@ -398,7 +398,7 @@ def test_sites_and_seeds_differ() -> None:
     assert shares == {0, 1, 2}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(labels=LABELS, seed=SEEDS)
 def test_folds_partition_the_patients(labels: list[int], seed: int) -> None:
     cohort = cohort_of(labels)
@@ -414,7 +414,7 @@ def test_folds_partition_the_patients(labels: list[int], seed: int) -> None:
     assert set(split_patients(cohort, IDH_PLAN, seed, fold=5).tolist()) <= {0}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(published=st.lists(st.integers(-1, 2), min_size=1, max_size=60), seed=SEEDS)
 def test_a_published_split_and_its_resplits(published: list[int], seed: int) -> None:
     cohort = cohort_of([0] * len(published), published=published)

@@ -111,7 +111,7 @@ def test_absent_or_malformed_file(tmp_path: Path) -> None:
     assert load_settings(tmp_path).site.name == "north"
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(a=st.sampled_from(known_units()), b=st.sampled_from(known_units()))
 def test_conversions_invert_and_never_cross_dimensions(a: str, b: str) -> None:
     there, back = conversion(a, b), conversion(b, a)

@@ -36,7 +36,7 @@ def test_files_are_read_once_and_the_same_cohort_is_given_again(hospitals: Path,
 
 def test_rows_are_kept_in_every_part_of_a_cohort(cohort: Cohort) -> None:
     @given(st.lists(st.booleans(), min_size=len(cohort.patients), max_size=len(cohort.patients)))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def check(chosen: list[bool]) -> None:
         rows = np.array(chosen)
         kept = keep_rows(cohort, rows)
@@ -52,7 +52,7 @@ def test_rows_are_kept_in_every_part_of_a_cohort(cohort: Cohort) -> None:
 
 
 @given(st.integers(0, 2**31), st.booleans())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_trials_parts_are_the_same_in_every_process(
     hospitals: Path, make_plan: MakePlan, seed: int, again: bool
 ) -> None:

@@ -168,7 +168,7 @@ def test_a_range_holds_after_conversion_to_the_last_digit(tmp_path: Path) -> Non
     assert all("expected from 0 to 120 years" in line for line in problems.lines())
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(values=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=12))
 def test_numbers_are_read_exactly(tmp_path: Path, values: list[float | None]) -> None:
     lines = [f"P{i},{'' if v is None else repr(v)}" for i, v in enumerate(values)]
@@ -246,7 +246,7 @@ def said(folder: Path, site_settings: SiteSettings, plan: Plan) -> str:
     return "\n".join([*texts, console.file.getvalue()])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rows=ROWS, header=st.booleans(), quoted=st.booleans(), column=st.booleans())
 def test_no_cell_ever_appears_in_a_message(rows: list[list[str]], header: bool, quoted: bool, column: bool) -> None:
     content = [HEADER, *rows] if header else rows

@@ -127,7 +127,7 @@ def test_several_steps_are_those_of_torchs_optimiser() -> None:
 
 
 @given(st.integers(1, 20), st.integers(0, 20), st.integers(0, 2**31))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_steps_of_two_sites_add_up_to_the_step_of_both(one: int, two: int, seed: int) -> None:
     """Full batch and one step: patients x change is additive, with penalties too."""
     plan = plan_of(layers=1, rate=0.1, weight_decay=0.05, l1=0.01)

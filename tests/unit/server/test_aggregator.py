@@ -184,7 +184,7 @@ REPLIES = st.sampled_from(["honest", "refusal", "ready", "tables", "update", "su
 
 
 @given(st.lists(st.tuples(REPLIES, st.integers(0, 2**63 - 1)), max_size=80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_sequence_of_replies_and_ticks_breaks_it(steps: list[tuple[str, int]]) -> None:
     aggregator = Aggregator(PLAN, Roster(trainers=NAMES, evaluators=NAMES), Trial(seed=1), session="s")
     queue = aggregator.step(Start(now=0))

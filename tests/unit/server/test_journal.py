@@ -123,7 +123,7 @@ def test_after_every_prefix_of_events_the_same_requests_and_the_same_model(
         run.journal.close()
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(kills=st.lists(st.integers(0, 9), min_size=1, max_size=5), compact=st.booleans())
 def test_killed_again_and_again_with_real_sites_and_snapshots_the_model_is_the_same(
     study: Study,

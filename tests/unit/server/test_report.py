@@ -423,7 +423,7 @@ SAMPLE = sample()
 PATHS = _paths(SAMPLE)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(
     path=st.sampled_from(PATHS),
     value=st.sampled_from(["delete", None, math.nan, "text", [], {}, 0, -1e9, True]),

@@ -71,7 +71,7 @@ def test_with_too_few_patients_every_class_is_in_the_set() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(2, 5), st.floats(0, 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_nobodys_set_is_empty_and_sets_of_steps_have_no_gap(seed: int, number: int, at: float) -> None:
     prediction, _ = drawn(np.random.default_rng(seed), 15, number)
     plain = sets(classes(number), prediction, at)

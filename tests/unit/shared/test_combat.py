@@ -91,7 +91,7 @@ def test_the_differences_between_hospitals_go_and_the_covariates_effects_stay() 
     np.testing.assert_allclose(after[1], before[1], atol=0.15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), gaps=st.floats(0, 0.5))
 def test_with_gaps_each_column_has_the_least_squares_of_the_patients_of_whom_it_was_observed(
     seed: int, gaps: float

@@ -111,7 +111,7 @@ def test_without_another_cause_it_is_plain_survival() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tallies_add_up_and_the_order_does_not_matter(seed: int, n: int, cut: int) -> None:
     prediction, labels = cohort(n, seed, horizon_known=False)
     labels[seed % n] = np.nan
@@ -182,7 +182,7 @@ def test_a_cause_that_the_task_has_not_is_refused() -> None:
 
 
 @given(st.integers(0, 10_000))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ordered_metrics_are_scikit_learns(seed: int) -> None:
     rng = np.random.default_rng(seed)
     task = ClassificationTask(kind="classification", label="s", classes=("I", "II", "III", "IV"), ordered=True)

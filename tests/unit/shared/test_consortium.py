@@ -14,7 +14,7 @@ from absl import logging as absl_logging
 from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opacus.accountants import PRVAccountant
 
@@ -82,7 +82,6 @@ def test_a_mechanism_is_what_the_plan_says() -> None:
     parameters=st.sampled_from([1, 17, 300, 5000, 10**6]),
     clip_norm=st.floats(1e-3, 1e3),
 )
-@settings(deadline=None)
 def test_honest_shares_carry_the_whole_noise_and_nothing_wraps(sites, numbers, parameters, clip_norm) -> None:
     drop, collude = numbers
     try:

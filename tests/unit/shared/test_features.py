@@ -158,7 +158,7 @@ SITES = st.lists(st.integers(0, 8), min_size=1, max_size=5)
 
 
 @given(SITES, st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sums_are_additive_and_scaling_does_not_depend_on_who_has_whom(sizes: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     sites = [with_gaps(rng, rng.normal(size=(n, 3))) for n in sizes]
@@ -281,7 +281,7 @@ def test_minmax_of_named_columns_uses_each_columns_range() -> None:
 
 
 @given(st.lists(st.integers(-1, 2), min_size=1, max_size=40), st.integers(1, 4))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_balanced_weights_are_scikit_learns(labels: list[int], sites: int) -> None:
     plan = plan_of(class_weights="balanced")
     parts = np.array_split(np.array(labels), sites)

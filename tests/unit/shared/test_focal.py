@@ -39,7 +39,7 @@ def losses(plan: Plan, logits: list[list[float]], labels: list[int], weights: li
 
 
 @given(LOGIT, st.sampled_from([0, 1]), st.sampled_from([0.5, 1.0, 2.0, 5.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_two_classes(logit: float, label: int, gamma: float) -> None:
     p = 1 / (1 + math.exp(-logit)) if label else 1 / (1 + math.exp(logit))
     wrong = 1 / (1 + math.exp(logit)) if label else 1 / (1 + math.exp(-logit))
@@ -49,7 +49,7 @@ def test_two_classes(logit: float, label: int, gamma: float) -> None:
 
 
 @given(st.lists(LOGIT, min_size=4, max_size=4), st.integers(0, 3), st.sampled_from([0.5, 1.0, 2.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_four_classes(logits: list[float], label: int, gamma: float) -> None:
     shares = np.exp(np.array(logits) - max(logits))
     shares /= shares.sum()

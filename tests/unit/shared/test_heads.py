@@ -56,7 +56,7 @@ def sigmoid(x: float) -> float:
 
 
 @given(arrays(np.float64, (5, 3), elements=LOGIT), st.lists(st.integers(-1, 3), min_size=5, max_size=5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_loss_of_an_ordered_class_is_that_of_its_thresholds(logits: np.ndarray, labels: list[int]) -> None:
     weights = [1.0, 2.0, 0.5, 3.0]
     expected = [
@@ -68,7 +68,7 @@ def test_the_loss_of_an_ordered_class_is_that_of_its_thresholds(logits: np.ndarr
 
 
 @given(arrays(np.float64, (6, 3), elements=LOGIT))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_shares_of_ordered_classes_are_probabilities_whatever_the_thresholds(logits: np.ndarray) -> None:
     shares = np.asarray(predict(plan_of(STAGE), {"t": torch.tensor(logits)})["t"])
     assert shares.shape == (6, 4)
@@ -110,7 +110,7 @@ LABEL = st.tuples(
 
 
 @given(st.lists(LABEL, min_size=1, max_size=6), st.data())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_the_loss_of_competing_risks_is_the_negative_log_likelihood(labels: Any, data: st.DataObject) -> None:
     logits = data.draw(arrays(np.float64, (len(labels), 6), elements=LOGIT))
     each = logits.reshape(-1, 2, 3)
@@ -126,7 +126,7 @@ def test_nobody_without_a_label_counts() -> None:
 
 
 @given(arrays(np.float64, (4, 6), elements=LOGIT))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_incidences_add_up_with_those_who_had_nothing(logits: np.ndarray) -> None:
     made = np.asarray(predict(plan_of(RISKS), {"t": torch.tensor(logits)})["t"]).reshape(4, 2, 3)
     each = logits.reshape(-1, 2, 3)

@@ -74,7 +74,7 @@ def brute_force(days: float, event: float, logits: np.ndarray) -> float:
 
 
 @given(LABELS, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_survival_loss_is_the_negative_log_likelihood(labels: list[tuple[float, float]], data: st.DataObject) -> None:
     logits = data.draw(arrays(np.float64, (len(labels), 3), elements=LOGIT))
     expected = [brute_force(*label, row) for label, row in zip(labels, logits, strict=True)]
@@ -89,7 +89,7 @@ def pycox_nll_logistic_hazard(phi: torch.Tensor, index: torch.Tensor, events: to
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.booleans()), min_size=1, max_size=8), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_survival_loss_is_pycoxs_where_both_say_the_same(cases: list[tuple[int, bool]], data: st.DataObject) -> None:
     """An event in interval k, or a censoring at its end, is pycox's index k."""
     phi = torch.tensor(data.draw(arrays(np.float64, (len(cases), 3), elements=LOGIT)))
@@ -136,7 +136,7 @@ def test_a_patient_without_a_label_contributes_nothing() -> None:
 
 
 @given(arrays(np.float64, (6, 3), elements=LOGIT), st.lists(st.integers(-1, 2), min_size=6, max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_classification_is_weighted_cross_entropy(logits: np.ndarray, labels: list[int]) -> None:
     weights = np.array([1.0, 0.5, 2.0])
     goals = targets(THREE, {"r": np.array(labels)}, {"r": weights})
@@ -173,7 +173,7 @@ def loss_of(rows: Any, logits: dict[str, torch.Tensor], labels: dict[str, np.nda
 
 
 @given(st.integers(1, 12), st.integers(0, 2**31), st.randoms(use_true_random=False))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_loss_is_additive_over_patients(n: int, seed: int, random: Any) -> None:
     logits, labels = everything(n, seed)
     together = loss_of(slice(None), logits, labels)
@@ -209,7 +209,7 @@ def test_gradients_are_finite_at_extreme_logits() -> None:
 
 
 @given(arrays(np.float64, (5, 3), elements=st.floats(-700, 700)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_survival_curves_begin_at_most_at_1_and_never_rise(logits: np.ndarray) -> None:
     curves = predict(OS, {"os": torch.tensor(logits)})["os"]
     assert np.all((curves >= 0) & (curves <= 1))
@@ -217,14 +217,14 @@ def test_survival_curves_begin_at_most_at_1_and_never_rise(logits: np.ndarray) -
 
 
 @given(arrays(np.float64, (4, 3), elements=LOGIT))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_survival_is_the_product_of_what_is_left_in_each_interval(logits: np.ndarray) -> None:
     curves = predict(OS, {"os": torch.tensor(logits)})["os"]
     np.testing.assert_allclose(curves, np.cumprod(1 - 1 / (1 + np.exp(-logits)), axis=1), rtol=1e-9)
 
 
 @given(arrays(np.float64, (4, 3), elements=st.floats(-50, 50)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_probabilities_add_up_to_1_in_either_kind_of_classification(logits: np.ndarray) -> None:
     for plan, columns in ((TWO, 1), (THREE, 3)):
         shown = predict(plan, {"r": torch.tensor(logits[:, :columns])})["r"]

@@ -107,7 +107,7 @@ def same(one: Any, two: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
 def test_every_message_comes_back_as_it_went(kind: Any) -> None:
     @given(made(kind))
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     def check(message: Message) -> None:
         content = to_bytes(message)
         same(from_bytes(content), message)
@@ -126,13 +126,13 @@ def only_our_error(content: bytes) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_random_bytes_raise_only_our_error(content: bytes) -> None:
     only_our_error(content)
 
 
 @given(MESSAGES, st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_cut_and_prolonged_messages_are_refused(message: Message, data: st.DataObject) -> None:
     content = to_bytes(message)
     with pytest.raises(RemoteProtocolError):
@@ -142,7 +142,7 @@ def test_cut_and_prolonged_messages_are_refused(message: Message, data: st.DataO
 
 
 @given(MESSAGES, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_flipped_bits_raise_only_our_error(message: Message, data: st.DataObject) -> None:
     content = bytearray(to_bytes(message))
     for _ in range(data.draw(st.integers(1, 4))):
@@ -159,7 +159,7 @@ PLAIN = st.recursive(
 
 
 @given(st.sampled_from([k.__name__ for k in KINDS]), PLAIN)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_well_formed_msgpack_of_anything_raises_only_our_error(kind: str, fields: Any) -> None:
     only_our_error(msgpack.packb([VERSION, kind, fields]))
     only_our_error(msgpack.packb(fields))

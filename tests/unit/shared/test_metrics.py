@@ -127,7 +127,7 @@ def task(request: pytest.FixtureRequest) -> Task:
 # --- sums ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(task=st.sampled_from(TASKS), seed=SEEDS, patients=st.integers(0, 80), sites=st.integers(1, 5))
 def test_tallies_of_sites_add_up_exactly_in_any_order(task: Task, seed: int, patients: int, sites: int) -> None:
     prediction, labels = cohort(task, patients, seed)
@@ -193,7 +193,7 @@ def test_the_score_grid_is_public_and_keeps_the_order() -> None:
 # --- classification against scikit-learn -----------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     number=st.integers(2, 5),
     seed=SEEDS,
@@ -257,7 +257,7 @@ def test_ties_in_one_bin_count_one_half_and_the_bound_says_so() -> None:
 # --- survival against scikit-survival --------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     task=st.sampled_from([survival(), survival(1000.0), survival(3600.0)]),
     seed=SEEDS,
@@ -273,7 +273,7 @@ def test_survival_equals_scikit_survival_on_the_grid(task: SurvivalTask, seed: i
     assert got["brier"] == pytest.approx(exact_brier(task, prediction, labels), abs=EXACT)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     task=st.sampled_from([survival(), survival(1000.0), survival(3600.0)]),
     evaluation=st.sampled_from([EVALUATION, COARSE]),

@@ -26,7 +26,7 @@ def blocks(seen: torch.Tensor) -> list[torch.Tensor]:
 
 
 @given(st.floats(0.05, 0.95), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_modality_goes_whole_or_stays_and_somebody_keeps_something(chance: float, seed: int) -> None:
     torch.manual_seed(seed)
     seen = (torch.rand(40, sum(SIZES)) < 0.6).double()

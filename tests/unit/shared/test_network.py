@@ -162,7 +162,7 @@ def copy_attention(ours: Attention, theirs: nn.MultiheadAttention) -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 6), st.sampled_from([1, 2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_attention_is_pytorchs_with_the_same_weights(seed: int, n: int, t: int, heads: int) -> None:
     torch.manual_seed(seed)
     ours, theirs = Attention(8, heads), nn.MultiheadAttention(8, heads, batch_first=True)
@@ -191,7 +191,7 @@ def crossed_apart(ours: Crossing, tokens: Tensor, present: Tensor) -> Tensor:
 
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 2, 4]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_crossing_lets_each_side_read_what_the_patient_has_of_the_other(seed: int, heads: int) -> None:
     torch.manual_seed(seed)
     crossing = Crossing(8, heads, 0.0, ([4, 0, 2], [1, 5]))
@@ -352,7 +352,7 @@ def test_proportional_hazards_differ_by_one_number_per_patient() -> None:
 
 
 @given(st.integers(0, 2**63 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_first_values_depend_on_the_seed_alone(seed: int) -> None:
     before = torch.get_rng_state()
     one, two = (
@@ -444,7 +444,7 @@ RULES = st.sampled_from(["one", "columns"]) | st.integers(1, 9)
 
 
 @given(st.integers(0, 9), RULES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_every_column_is_in_exactly_one_token(columns: int, rule: Any) -> None:
     names = tuple(f"{c}_rna" for c in "ABCDEFGHI"[:columns])
     tokens = token_columns({**COLUMNS, "genes": names}, plan_of(genes=rule).modalities)

@@ -174,7 +174,7 @@ def test_early_is_a_network_of_all_columns() -> None:
 
 
 @given(st.integers(0, 2**31), st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_modality_s_vector_is_the_mean_of_its_tokens_that_are_there(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
     owners = np.array([0, 0, 1, 2, 2, 2])

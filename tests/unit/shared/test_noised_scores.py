@@ -116,7 +116,7 @@ def rows(table: Mapping[str, Floats], keep: Any) -> dict[str, Floats]:
 # ---------------------------------------------------------------- counts
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, patients=st.integers(0, 40), classes=st.integers(2, 4), missing=st.booleans())
 def test_order_of_patients_changes_nothing_and_counts_of_parts_add_up(seed, patients, classes, missing):
     plan = study(classes=classes)
@@ -133,7 +133,7 @@ def test_order_of_patients_changes_nothing_and_counts_of_parts_add_up(seed, pati
     assert (whole == np.rint(whole)).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, patients=st.integers(1, 30), classes=st.integers(2, 4), placed=st.booleans())
 def test_one_patient_moves_tables_and_histogram_by_exactly_the_root_of_the_entries(seed, patients, classes, placed):
     plan = study(classes=classes)
@@ -155,7 +155,7 @@ def test_with_one_column_per_task_entries_are_the_tasks():
     assert coarse_entries(PLAN) == len(PLAN.tasks)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_a_patient_without_a_label_counts_nowhere_in_the_tables(seed):
     predictions, labels = cohort(PLAN, 25, seed, missing=True)
@@ -201,7 +201,7 @@ def test_what_is_no_probability_or_no_sum_of_this_plan_is_refused():
 # ---------------------------------------------------------------- the grid
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, spread=st.floats(0.2, 1.5))
 def test_placed_bins_hold_equal_parts_of_the_patients_whose_scores_placed_them(seed, spread):
     predictions, labels = cohort(PLAN, 2000, seed, spread=spread)
@@ -213,7 +213,7 @@ def test_placed_bins_hold_equal_parts_of_the_patients_whose_scores_placed_them(s
         assert all(low <= centre <= high for low, centre, high in zip(ends, centres, ends[1:], strict=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, noise=st.floats(0, 1e6), patients=st.integers(0, 50))
 def test_any_noised_histogram_gives_a_usable_grid_of_one_size(seed, noise, patients):
     random = np.random.default_rng(seed)
@@ -232,7 +232,7 @@ def test_any_noised_histogram_gives_a_usable_grid_of_one_size(seed, noise, patie
 # ---------------------------------------------------------------- scores
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seed=SEEDS)
 def test_without_noise_and_with_fine_bins_scores_are_those_of_scikit_learn(seed):
     predictions, labels = cohort(PLAN, 150, seed)
@@ -241,7 +241,7 @@ def test_without_noise_and_with_fine_bins_scores_are_those_of_scikit_learn(seed)
     assert made["auc"]["value"] == pytest.approx(roc_auc_score(labels["class"], predictions["class"][:, 1]), abs=4e-3)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_of_three_classes_the_auc_is_the_mean_of_one_against_the_rest(seed):
     predictions, labels = cohort(THREE, 200, seed, effect=2.0)
@@ -253,7 +253,7 @@ def test_of_three_classes_the_auc_is_the_mean_of_one_against_the_rest(seed):
     assert made["auc"]["ci"][0] < expected < made["auc"]["ci"][1]
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=SEEDS)
 def test_without_noise_and_with_fine_bins_the_c_index_is_that_of_scikit_survival(seed):
     predictions, labels = cohort(PLAN, 30, seed)
@@ -443,7 +443,7 @@ def test_when_the_noise_drowns_everything_no_number_is_given():
     assert made["os"]["calibration"]["points"] == []
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=SEEDS, size=st.floats(0, 1e5), noise=st.floats(0, 1e4), classes=st.integers(2, 3))
 def test_any_vector_of_counts_gives_scores_in_range_or_a_reason(seed, size, noise, classes):
     plan = study(classes=classes)

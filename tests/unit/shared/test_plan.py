@@ -189,7 +189,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 
 @given(st.sampled_from(sorted(MISTAKES)), st.sampled_from(sorted(MISTAKES)))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_mistakes_never_end_in_another_error(one: str, two: str) -> None:
     both = MISTAKES[two][0] | MISTAKES[one][0]
     assert problems(study(**both))
@@ -214,7 +214,7 @@ def shuffled(content: Any, random: Any) -> Any:
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_keys_means_nothing(random: Any) -> None:
     other, plan = parse(shuffled(STUDY, random)), parse(STUDY)
     assert other.hash == plan.hash
@@ -223,7 +223,7 @@ def test_the_order_of_keys_means_nothing(random: Any) -> None:
 
 
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3) | st.none())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_simulation_is_not_part_of_the_hash(cohort: Any) -> None:
     assert parse(study(simulation={"cohort": cohort})).hash == parse(STUDY).hash
     assert parse(study(simulation=...)).hash == parse(STUDY).hash
@@ -252,7 +252,7 @@ def other_value(value: Any, random: Any) -> list[Any]:
 
 
 @given(st.sampled_from(leaves(CANONICAL)), st.randoms(use_true_random=False))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_hash_changes_with_everything_else(path: tuple[Any, ...], random: Any) -> None:
     content = copy.deepcopy(CANONICAL)
     here = content

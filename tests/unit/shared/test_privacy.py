@@ -96,7 +96,7 @@ def test_a_coarse_grid_overstates() -> None:
     st.sampled_from([0.1, 0.5, 1.0]),
     st.sampled_from([10, 100]),
 )
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=4, derandomize=True)
 def test_calibrated_noise_costs_the_target_and_not_more(epsilon: float, delta: float, q: float, steps: int) -> None:
     sigma = calibrate(epsilon=epsilon, delta=delta, sampling_rate=q, steps=steps)
     spent = epsilon_of(sampling_rate=q, noise_multiplier=sigma, steps=steps, delta=delta)

@@ -29,7 +29,7 @@ def plan_of(**modality: Any) -> Plan:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 300), share=st.sampled_from([0.25, 0.5, 0.75, 0.01]))
 def test_a_quantile_is_numpys_to_the_width_of_a_bin(seed: int, count: int, share: float) -> None:
     rng = np.random.default_rng(seed)

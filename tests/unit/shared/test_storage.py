@@ -86,7 +86,7 @@ FACTS = st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=9)
 
 
 @given(NAMED, FACTS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_arrays_and_facts_come_back_and_equal_content_gives_equal_bytes(
     tmp_path_factory: pytest.TempPathFactory, named: dict[str, Any], facts: dict[str, Any]
 ) -> None:

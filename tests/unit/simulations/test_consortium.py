@@ -202,7 +202,7 @@ COUNTS = arrays(np.float64, 12, elements=st.sampled_from([0.0, 0.0, 0.0, 1.0, 2.
 
 
 @given(st.dictionaries(st.sampled_from("abc"), COUNTS), st.dictionaries(st.sampled_from("bcd"), COUNTS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sparse_tables_are_tables_and_add_up_by_site(
     one: dict[str, NDArray[np.float64]], two: dict[str, NDArray[np.float64]]
 ) -> None:

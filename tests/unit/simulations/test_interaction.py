@@ -24,7 +24,7 @@ STUDIES = Path(__file__).resolve().parents[3] / "simulations" / "studies"
 
 
 @given(st.integers(0, 2**31), st.integers(1, 50))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_half_of_the_pathways_are_active_in_everybody_so_that_genes_alone_say_nothing(seed: int, count: int) -> None:
     tumours = draw_tumours(np.random.default_rng(seed), count, 1.0)
     assert tumours.active.sum(axis=1).tolist() == [PATHWAYS // 2] * count

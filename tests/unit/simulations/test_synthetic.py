@@ -128,7 +128,7 @@ def test_tp53_label_agrees_with_the_mutation_table(cohort: Path) -> None:
     assert {r["tp53"] for r in read(cohort / "site-6/labels.csv").values()} == {""}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sites=st.integers(1, 14), spare=st.integers(0, 60), seed=st.integers(0, 2**63 - 1))
 def test_any_consortium_adds_up(tmp_path_factory: pytest.TempPathFactory, sites: int, spare: int, seed: int) -> None:
     out = tmp_path_factory.mktemp("any") / "sites"

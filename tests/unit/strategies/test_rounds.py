@@ -32,7 +32,7 @@ class Killed(Exception):
 
 
 @given(st.floats(0.01, 1), st.integers(1, 12), st.integers(1, 500), st.integers(1, 10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_choice_is_large_enough_and_depends_on_its_arguments_alone(
     share: float, least: int, number: int, count: int
 ) -> None:
@@ -230,7 +230,7 @@ def test_a_control_that_does_not_fit_is_refused(small: Callable[..., Any], lengt
 
 
 @given(st.integers(0, 2**31), st.integers(2, 6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_divergence_from_running_sums_is_that_of_all_updates(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     patients = rng.integers(1, 50, count).astype(float)

@@ -98,7 +98,7 @@ def test_a_state_is_not_changed_and_gives_the_same_again(rule: Strategy) -> None
     st.integers(0, ROUNDS - 1),
     st.integers(0, 2**31),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_going_on_from_any_round_ends_in_the_same_bytes(name: str, at: int, seed: int) -> None:
     rule, steps = RULES[name], updates(seed)
     whole = ours(rule, init(start()), steps)
