@@ -20,12 +20,28 @@ from torch.nn import functional as F  # noqa: N812 - the field's own name
 from oncofed_shared.errors import ConfigError
 from oncofed_shared.integer_noise import see_sums
 
-__all__ = ["KINDS", "Book", "Lookups", "Part", "Products", "Room", "Rows", "patients_group_norm"]
+__all__ = [
+    "FEW_CHANNELS",
+    "KINDS",
+    "MANY_VOXELS",
+    "Book",
+    "Filters",
+    "Lookups",
+    "Part",
+    "Products",
+    "Room",
+    "Rows",
+    "patients_group_norm",
+]
 
 SHORT = 512
 """Length of two vectors together up to which their products with others are made in the network's own precision."""
 BLOCK = 2**16
 """Numbers that are turned into doubles at once: they stay in the processor's cache."""
+FEW_CHANNELS, MANY_VOXELS = 3, 2**15
+"""What a convolution in space reads of a patient when its filters' gradients are made patient by patient."""
+TOGETHER = 4
+"""Patients for whom what a convolution's filters see is written out at once: it stays in the processor's cache."""
 RUN = 128
 """Numbers of which a sum of squares is made in the network's own precision; such sums are added in doubles."""
 
@@ -123,6 +139,39 @@ class Rows(Part):
 
 
 @dataclass(slots=True)
+class Filters(Part):
+    """The gradients of a convolution's filters, (patients, out, places of a filter, into).
+
+    The last two are the other way round in the parameter. They are turned in the sum, which is one for all patients.
+    """
+
+    rows: Tensor
+
+    def squares(self, room: Room) -> tuple[Tensor, Tensor]:
+        """See `Part`."""
+        return Rows(self.rows.flatten(1)).squares(room)
+
+    def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
+        """See `Part`."""
+        made = room.taken("filters", len(total))
+        Rows(self.rows.flatten(1)).add(factors, made, room, first=True)
+        turned = made.view(self.rows.shape[1:]).mT
+        place = total.view(turned.shape)
+        if first:
+            place.copy_(turned)
+        else:
+            place += turned
+
+    def clear(self, patients: Tensor) -> None:
+        """See `Part`."""
+        self.rows = torch.where(patients[:, None, None, None], 0, self.rows)
+
+    def turned(self) -> Rows:
+        """The same in the parameter's order."""
+        return Rows(self.rows.mT.flatten(1))
+
+
+@dataclass(slots=True)
 class Products(Part):
     """Sums over t of back[t] x inputs[t]^T: a linear layer's weight; (patients, t, into) and (patients, t, out)."""
 
@@ -202,6 +251,7 @@ class Lookups(Part):
 
 
 Made = Iterable[tuple[Tensor, Part]]
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def _per_place(values: Tensor) -> Tensor:
@@ -228,18 +278,61 @@ def _layer_norm(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
 
 
 def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
-    """All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's."""
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)  # noqa: S101
+    assert isinstance(layer, Convolution)  # noqa: S101
+    yield layer.weight, _filters(layer, inputs, back)
+    if layer.bias is not None:
+        yield layer.bias, Rows(back.flatten(start_dim=2).sum(dim=2))
+
+
+def _filters(layer: Convolution, inputs: Tensor, back: Tensor) -> Part:
+    """In the fastest of three ways, which the layer's and one patient's shape decide."""
     zeros = [0] * len(layer.kernel_size)
     step = layer.stride, layer.padding, layer.dilation, False, zeros, layer.groups, (False, True, False)
 
-    def alone(own: Tensor, read: Tensor) -> Tensor:
-        made: Tensor = torch.ops.aten.convolution_backward(own[None], read[None], layer.weight, None, *step)[1]
-        return made
+    def made(own: Tensor, read: Tensor) -> Tensor:
+        filters: Tensor = torch.ops.aten.convolution_backward(own, read, layer.weight, None, *step)[1]
+        return filters
 
-    yield layer.weight, Rows(torch.func.vmap(alone)(back, inputs).flatten(start_dim=1))
-    if layer.bias is not None:
-        yield layer.bias, Rows(back.flatten(start_dim=2).sum(dim=2))
+    if _deep(layer, back):
+        return Filters(_by_products(layer, inputs, back))
+    if _large(layer, inputs):
+        # torch hands oneDNN a single patient only in a tensor of oneDNN's own.
+        alone = zip(back.split(1), inputs.split(1), strict=True)  # type: ignore[no-untyped-call]
+        return Rows(torch.stack([made(own, read.to_mkldnn()) for own, read in alone]).flatten(start_dim=1))
+    # All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's.
+    return Rows(torch.func.vmap(lambda own, read: made(own[None], read[None]))(back, inputs).flatten(start_dim=1))
+
+
+def _deep(layer: Convolution, back: Tensor) -> bool:
+    """Whether all that a patient's filters see, written out, is no more than the filters: few places and many channels."""
+    return back[0, 0].numel() <= layer.out_channels and layer.groups == 1 and set(layer.dilation) == {1}
+
+
+def _by_products(layer: Convolution, inputs: Tensor, back: Tensor) -> Tensor:
+    """(patients, into, ..) and (patients, out, ..) to `Filters.rows`: channels last, so that whole rows of memory are copied."""
+    assert not isinstance(layer.padding, str)  # noqa: S101 - `patient_gradients` refuses words
+    axes = len(layer.kernel_size)
+    margins = [p for p in reversed(layer.padding) for _ in range(2)]
+    rows = inputs.new_empty(len(inputs), layer.out_channels, layer.weight[0].numel())
+    for own, read, made in zip(back.split(TOGETHER), inputs.split(TOGETHER), rows.split(TOGETHER), strict=True):  # type: ignore[no-untyped-call]
+        seen = F.pad(read.movedim(1, -1), [0, 0, *margins])
+        for axis, (size, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=1):
+            seen = seen.unfold(axis, size, stride)
+        # (patients, place, .., into, place of a filter, ..)
+        seen = seen.movedim(1 + axes, -1).flatten(1, axes).flatten(2)
+        torch.bmm(own.flatten(start_dim=2), seen, out=made)
+    return rows.view(len(inputs), layer.out_channels, -1, layer.in_channels)
+
+
+def _large(layer: Convolution, inputs: Tensor) -> bool:
+    """Whether one patient is worth a call: few channels, for which oneDNN has a kernel without groups, of many voxels."""
+    return (
+        isinstance(layer, nn.Conv3d)
+        and layer.in_channels <= FEW_CHANNELS
+        and inputs[0].numel() >= MANY_VOXELS
+        and inputs.dtype is torch.float32
+        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
 
 
 def _embedding(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
@@ -285,7 +378,11 @@ def patients_group_norm(layer: nn.GroupNorm, inputs: Tensor) -> tuple[Tensor, li
 
 def _joined(parts: list[Part]) -> Part:
     """All uses of one parameter, by whatever layers, as one."""
+    if len(parts) > 1:
+        parts = [p.turned() if isinstance(p, Filters) else p for p in parts]
     first, *others = parts
+    if isinstance(first, Filters):
+        return first
     if isinstance(first, Products):
         inputs, back = [first.inputs], [first.back]
         for other in others:

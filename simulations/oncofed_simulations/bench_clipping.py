@@ -35,7 +35,7 @@ from oncofed_simulations.bench_measure import KIBIBYTE, MEBIBYTE, Measure
 
 __all__ = ["NETWORKS", "WAYS", "clipping", "ways_of"]
 
-BATCH, STEPS, REPEATS, MEMORY_STEPS = 64, 2, 20, 3
+BATCH, STEPS, REPEATS, MEMORY_STEPS = 64, 2, 40, 3
 SITE = "site-1"
 LARGEST_MEMORY = 1.5
 

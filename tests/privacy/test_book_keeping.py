@@ -10,7 +10,18 @@ import torch
 from opacus.grad_sample.grad_sample_module import GradSampleModule
 from torch import nn
 
-from oncofed_client.book_keeping import KINDS, Book, Lookups, Products, Room, Rows, patients_group_norm
+from oncofed_client.book_keeping import (
+    FEW_CHANNELS,
+    KINDS,
+    MANY_VOXELS,
+    Book,
+    Filters,
+    Lookups,
+    Products,
+    Room,
+    Rows,
+    patients_group_norm,
+)
 from oncofed_client.patient_gradients import per_patient
 from oncofed_shared.errors import ConfigError
 
@@ -42,6 +53,19 @@ class Twice(nn.Module):
         return self.last(once.mean(dim=1) + self.layer(once[:, 0]))
 
 
+class Again(nn.Module):
+    """One convolution that is used twice, over many places and over few."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(12, 12, 3, padding=1)
+
+    def forward(self, values):
+        """(n, 12, t) to (n, 12, 5)."""
+        once = torch.tanh(self.layer(values))
+        return torch.tanh(self.layer(once[:, :, ::6]))
+
+
 MODULES = {
     "linear": (nn.Sequential(nn.Linear(9, 7), nn.Tanh(), nn.Linear(7, 2, bias=False)), (9,)),
     "linear over few tokens": (nn.Sequential(nn.Linear(20, 30), nn.Tanh(), nn.Linear(30, 2)), (3, 20)),
@@ -56,6 +80,22 @@ MODULES = {
         nn.Sequential(nn.Conv3d(2, 4, 3, stride=2, padding=1), nn.GELU(), nn.Conv3d(4, 3, 3, bias=False)),
         (2, 9, 8, 7),
     ),
+    "convolution of one dimension to few places": (nn.Sequential(nn.Conv1d(2, 9, 3, padding=1), nn.Tanh()), (2, 6)),
+    "convolution of two to few places": (
+        nn.Sequential(nn.Conv2d(3, 20, (3, 2), stride=(2, 1), padding=(1, 0)), nn.Tanh()),
+        (3, 5, 4),
+    ),
+    "convolution of three to few places": (
+        nn.Sequential(nn.Conv3d(4, 40, (3, 2, 1), stride=(2, 1, 1), padding=(1, 2, 0)), nn.Tanh()),
+        (4, 5, 3, 2),
+    ),
+    "convolution in groups to few places": (nn.Sequential(nn.Conv1d(4, 12, 3, groups=2), nn.Tanh()), (4, 6)),
+    "dilated convolution to few places": (nn.Sequential(nn.Conv1d(4, 12, 3, dilation=2), nn.Tanh()), (4, 8)),
+    "convolution over many voxels": (
+        nn.Sequential(nn.Conv3d(FEW_CHANNELS, 4, 3, stride=(2, 3, 4), padding=1), nn.Tanh()),
+        (FEW_CHANNELS, 32, 30, MANY_VOXELS // (FEW_CHANNELS * 32 * 30) + 1),
+    ),
+    "a convolution used twice": (Again(), (12, 30)),
     "embedding": (Lookup(None), (9,)),
     "embedding with padding": (Lookup(2), (9,)),
     "a layer used twice": (Twice(), (4, 6)),
@@ -133,6 +173,10 @@ def test_gradients_are_written_down_only_where_they_are_smaller_than_what_they_a
     assert kind(1, 4, 4) is Products
     assert kind(13, 128, 128) is Products
     assert kind(900, 16, 16) is Rows
+    layer = nn.Conv1d(2, 6, 3, bias=False)
+    for places, wanted in ((6, Filters), (7, Rows)):
+        ((_, part),) = parts_of([(layer, torch.randn(3, 2, places + 2), torch.randn(3, 6, places))]).items()
+        assert type(part) is wanted
     ((_, part),) = parts_of([(nn.Embedding(4, 2), torch.ones(3, 5).long(), torch.randn(3, 5, 2))]).items()
     assert type(part) is Lookups
 
