@@ -124,18 +124,18 @@ class Rows(Part):
 
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """See `Part`."""
-        for places, block in self._blocks(room):
-            torch.addmv(total[places], block.T, factors, beta=0 if first else 1, out=total[places])
+        n, size = self.rows.shape
+        width = max(1, BLOCK // n)
+        doubles = room.taken(("rows", n, width), n * width).view(n, width)
+        for start in range(0, size, width):
+            block, place = self.rows[:, start : start + width], total[start : start + width]
+            if block.dtype is not torch.float64:
+                block = doubles[:, : block.shape[1]].copy_(block)
+            torch.addmv(place, block.T, factors, beta=0 if first else 1, out=place)
 
     def clear(self, patients: Tensor) -> None:
         """See `Part`."""
         self.rows = torch.where(patients[:, None], 0, self.rows)
-
-    def _blocks(self, room: Room) -> Iterable[tuple[slice, Tensor]]:
-        width = max(1, BLOCK // len(self.rows))
-        for start in range(0, self.rows.shape[1], width):
-            block = self.rows[:, start : start + width]
-            yield slice(start, start + block.shape[1]), room.doubles(("rows", block.shape), block)
 
 
 @dataclass(slots=True)
@@ -286,21 +286,26 @@ def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
 
 def _filters(layer: Convolution, inputs: Tensor, back: Tensor) -> Part:
     """In the fastest of three ways, which the layer's and one patient's shape decide."""
-    zeros = [0] * len(layer.kernel_size)
-    step = layer.stride, layer.padding, layer.dilation, False, zeros, layer.groups, (False, True, False)
-
-    def made(own: Tensor, read: Tensor) -> Tensor:
-        filters: Tensor = torch.ops.aten.convolution_backward(own, read, layer.weight, None, *step)[1]
-        return filters
-
     if _deep(layer, back):
         return Filters(_by_products(layer, inputs, back))
     if _large(layer, inputs):
         # torch hands oneDNN a single patient only in a tensor of oneDNN's own.
         alone = zip(back.split(1), inputs.split(1), strict=True)  # type: ignore[no-untyped-call]
-        return Rows(torch.stack([made(own, read.to_mkldnn()) for own, read in alone]).flatten(start_dim=1))
-    # All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's.
-    return Rows(torch.func.vmap(lambda own, read: made(own[None], read[None]))(back, inputs).flatten(start_dim=1))
+        rows = [_filters_of(layer, read.to_mkldnn(), own, layer.weight, layer.groups) for own, read in alone]
+        return Rows(torch.stack(rows).flatten(start_dim=1))
+    # All patients' filters at once, as groups of one convolution, whose own filters are not read.
+    n, (out, *shape) = len(inputs), layer.weight.shape
+    read, own = inputs.flatten(0, 1)[None], back.flatten(0, 1)[None]
+    made = _filters_of(layer, read, own, inputs.new_empty(n * out, *shape), n * layer.groups)
+    return Rows(made.view(n, -1))
+
+
+def _filters_of(layer: Convolution, inputs: Tensor, back: Tensor, filters: Tensor, groups: int) -> Tensor:
+    """The gradient of a convolution's filters, summed over a batch, by torch's own way back."""
+    zeros = [0] * len(layer.kernel_size)
+    step = layer.stride, layer.padding, layer.dilation, False, zeros, groups, (False, True, False)
+    made: Tensor = torch.ops.aten.convolution_backward(back, inputs, filters, None, *step)[1]
+    return made
 
 
 def _deep(layer: Convolution, back: Tensor) -> bool:
@@ -311,17 +316,19 @@ def _deep(layer: Convolution, back: Tensor) -> bool:
 def _by_products(layer: Convolution, inputs: Tensor, back: Tensor) -> Tensor:
     """(patients, into, ..) and (patients, out, ..) to `Filters.rows`: channels last, so that whole rows of memory are copied."""
     assert not isinstance(layer.padding, str)  # noqa: S101 - `patient_gradients` refuses words
-    axes = len(layer.kernel_size)
-    margins = [p for p in reversed(layer.padding) for _ in range(2)]
-    rows = inputs.new_empty(len(inputs), layer.out_channels, layer.weight[0].numel())
+    n, into, *sizes = inputs.shape
+    wide = inputs.new_zeros(TOGETHER, *(s + 2 * p for s, p in zip(sizes, layer.padding, strict=True)), into)
+    inner = wide[:, *(slice(p, p + s) for s, p in zip(sizes, layer.padding, strict=True))]
+    seen = wide
+    for axis, (size, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=1):
+        seen = seen.unfold(axis, size, stride)
+    # (patients, place, .., place of a filter, .., into)
+    seen = seen.movedim(1 + len(sizes), -1)
+    rows = inputs.new_empty(n, layer.out_channels, layer.weight[0].numel())
     for own, read, made in zip(back.split(TOGETHER), inputs.split(TOGETHER), rows.split(TOGETHER), strict=True):  # type: ignore[no-untyped-call]
-        seen = F.pad(read.movedim(1, -1), [0, 0, *margins])
-        for axis, (size, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=1):
-            seen = seen.unfold(axis, size, stride)
-        # (patients, place, .., into, place of a filter, ..)
-        seen = seen.movedim(1 + axes, -1).flatten(1, axes).flatten(2)
-        torch.bmm(own.flatten(start_dim=2), seen, out=made)
-    return rows.view(len(inputs), layer.out_channels, -1, layer.in_channels)
+        inner[: len(read)] = read.movedim(1, -1)
+        torch.bmm(own.flatten(2), seen[: len(read)].reshape(len(read), -1, rows.shape[2]), out=made)
+    return rows.view(n, layer.out_channels, -1, into)
 
 
 def _large(layer: Convolution, inputs: Tensor) -> bool:
