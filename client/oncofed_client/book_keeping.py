@@ -217,7 +217,7 @@ class Products(Part):
     def smaller(self) -> Part:
         """The gradients themselves where they are no larger than this; their lengths then cost no more either."""
         (_, tokens, into), out = self.inputs.shape, self.back.shape[2]
-        if tokens > 1 and into * out <= tokens * (into + out):
+        if into * out <= tokens * (into + out):
             return Rows(torch.bmm(self.back.mT, self.inputs).flatten(start_dim=1))
         return self
 
