@@ -153,7 +153,7 @@ class Filters(Part):
 
     def add(self, factors: Tensor, total: Tensor, room: Room, *, first: bool) -> None:
         """See `Part`."""
-        made = room.taken("filters", len(total))
+        made = room.taken(("filters", len(total)), len(total))
         Rows(self.rows.flatten(1)).add(factors, made, room, first=True)
         turned = made.view(self.rows.shape[1:]).mT
         place = total.view(turned.shape)
@@ -286,26 +286,23 @@ def _convolution(layer: nn.Module, inputs: Tensor, back: Tensor) -> Made:
 
 def _filters(layer: Convolution, inputs: Tensor, back: Tensor) -> Part:
     """In the fastest of three ways, which the layer's and one patient's shape decide."""
+    zeros = [0] * len(layer.kernel_size)
+    step = layer.stride, layer.padding, layer.dilation, False, zeros, layer.groups, (False, True, False)
+
+    def alone(own: Tensor, read: Tensor) -> Tensor:
+        made: Tensor = torch.ops.aten.convolution_backward(own, read, layer.weight, None, *step)[1]
+        return made
+
     if _deep(layer, back):
         return Filters(_by_products(layer, inputs, back))
     if _large(layer, inputs):
         # torch hands oneDNN a single patient only in a tensor of oneDNN's own.
-        alone = zip(back.split(1), inputs.split(1), strict=True)  # type: ignore[no-untyped-call]
-        rows = [_filters_of(layer, read.to_mkldnn(), own, layer.weight, layer.groups) for own, read in alone]
-        return Rows(torch.stack(rows).flatten(start_dim=1))
-    # All patients' filters at once, as groups of one convolution, whose own filters are not read.
-    n, (out, *shape) = len(inputs), layer.weight.shape
-    read, own = inputs.flatten(0, 1)[None], back.flatten(0, 1)[None]
-    made = _filters_of(layer, read, own, inputs.new_empty(n * out, *shape), n * layer.groups)
-    return Rows(made.view(n, -1))
-
-
-def _filters_of(layer: Convolution, inputs: Tensor, back: Tensor, filters: Tensor, groups: int) -> Tensor:
-    """The gradient of a convolution's filters, summed over a batch, by torch's own way back."""
-    zeros = [0] * len(layer.kernel_size)
-    step = layer.stride, layer.padding, layer.dilation, False, zeros, groups, (False, True, False)
-    made: Tensor = torch.ops.aten.convolution_backward(back, inputs, filters, None, *step)[1]
-    return made
+        each = zip(back.split(1), inputs.split(1), strict=True)  # type: ignore[no-untyped-call]
+        rows = torch.stack([alone(own, read.to_mkldnn()) for own, read in each])
+    else:
+        # All patients' filters at once, as groups of one convolution, which torch.func makes of one patient's.
+        rows = torch.func.vmap(lambda own, read: alone(own[None], read[None]))(back, inputs)
+    return Rows(rows.flatten(start_dim=1))
 
 
 def _deep(layer: Convolution, back: Tensor) -> bool:
