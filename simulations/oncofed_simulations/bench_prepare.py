@@ -139,7 +139,8 @@ def _peak(work: Callable[[], object]) -> float:
             held = 0
             for child in psutil.Process().children(recursive=True):
                 try:
-                    held += child.memory_full_info().uss
+                    # Shared pages once: while it has no child, all pages of the server that forks them would be its own.
+                    held += child.memory_full_info().pss
                 except psutil.Error:
                     continue
             most = max(most, held)
